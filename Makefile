@@ -1,0 +1,50 @@
+# make demo   trains and evaluates a Mask R-CNN on drawn shapes, and draws what it found
+# make test   runs the tests
+# make lint   checks the style
+# Each makes its environment first, in .venv; VENV=folder takes or makes another.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.PHONY: demo test lint env clean
+
+VENV ?= .venv
+REQUIREMENTS ?= requirements/onedl.txt
+# The environment is made again when what it is made of has changed.
+STAMP := $(VENV)/.made-$(shell cat $(REQUIREMENTS) | sha256sum | cut -c1-16)
+PYTHON := $(VENV)/bin/python
+
+DEMO_CONFIG := configs/demo/maskrcnn_effformer_l1_shapes.py
+DEMO_DIR := work_dirs/demo
+
+demo: env
+	rm -rf $(DEMO_DIR)
+	$(PYTHON) tools/make_shapes.py data/shapes --train 600 --val 100 --size 256 256
+	$(PYTHON) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
+	$(PYTHON) tools/test.py $(DEMO_CONFIG) $(DEMO_DIR)/last.pth --work-dir $(DEMO_DIR)/test
+	$(PYTHON) tools/learning_curve.py $(DEMO_DIR)
+	$(PYTHON) tools/infer.py $(DEMO_CONFIG) $(DEMO_DIR)/last.pth data/shapes/val \
+	    --limit 16 --out-dir $(DEMO_DIR)/detections --page $(DEMO_DIR)/detections.png
+	echo "Look at $(DEMO_DIR)/learning_curve.png and $(DEMO_DIR)/detections.png"
+
+test: env
+	$(PYTHON) -m pytest
+
+lint: env
+	$(PYTHON) -m ruff check .
+
+# The package itself is installed every time: the environment may have served another clone.
+env: $(STAMP)
+	$(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+
+$(STAMP):
+	python=$$(for name in python3 python3.11 python3.12 python3.10; do
+	    "$$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+	        2>/dev/null && echo "$$name" && break
+	done) || { echo "Python 3.10, 3.11 or 3.12 is needed, and none is on the PATH" >&2; exit 1; }
+	"$$python" -m venv --clear $(VENV)
+	$(PYTHON) -m pip install -q -r $(REQUIREMENTS)
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info data/shapes $(DEMO_DIR)

@@ -1,0 +1,75 @@
+# The network of ../detection/maskrcnn_effformer_l1.py, from scratch, on drawn shapes: minutes
+# on two CPU cores. Everything smaller than there is smaller to save time.
+#   python tools/make_shapes.py data/shapes --train 600 --val 100 --size 256 256
+#   python tools/train.py configs/demo/maskrcnn_effformer_l1_shapes.py
+_base_ = '../detection/maskrcnn_effformer_l1.py'
+
+width = 96  # channels of the neck and the heads
+model = dict(
+    backbone=dict(bias_grid=8, layer_scale_init_value=0.1, init_cfg=None),
+    neck=dict(out_channels=width),
+    rpn_head=dict(in_channels=width, feat_channels=width),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=width),
+        bbox_head=dict(in_channels=width, fc_out_channels=256, num_classes=6),
+        mask_roi_extractor=dict(out_channels=width),
+        mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width, num_classes=6)),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=128)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
+        rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
+
+data_root = 'data/shapes/'
+metainfo = dict(
+    classes=('circle', 'rectangle', 'triangle', 'star', 'ring', 'cross'),
+    palette=[(230, 60, 60), (60, 120, 230), (240, 180, 30), (150, 70, 210), (40, 170, 90),
+             (20, 190, 200)])
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='train/'),
+        pipeline=train_pipeline))
+val_dataloader = dict(
+    num_workers=1,
+    dataset=dict(
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='val/'),
+        pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = val_evaluator
+
+epochs = 6
+train_cfg = dict(max_epochs=epochs, val_interval=2)
+optim_wrapper = dict(optimizer=dict(lr=6e-4, weight_decay=0.05), clip_grad=dict(max_norm=10.))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
+    dict(
+        type='CosineAnnealingLR', T_max=epochs, eta_min=1e-6, by_epoch=True,
+        convert_to_iter_based=True),
+]
+default_hooks = dict(
+    logger=dict(interval=10),
+    checkpoint=dict(interval=1, max_keep_ckpts=1, save_best=None))
+auto_scale_lr = dict(base_batch_size=8)
+randomness = dict(seed=0)

@@ -1,0 +1,66 @@
+"""What the command lines in ``tools/`` share: options, and the config they make."""
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict, DictAction
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Add the options that :func:`load_config` reads, as mmdet's and mmseg's tools have them."""
+    parser.add_argument('config', help='config file of mmdet or mmseg form')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go '
+                        '(default: work_dirs/ and the name of the config)')
+    parser.add_argument('--data-root', help='use this folder wherever the config names its '
+                        'data_root')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override config values, for example model.backbone.arch=l3 '
+                        'or key="[a,b]"')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
+                        default='none', help='what starts the processes of one job')
+    # torchrun's predecessor passes this to every process.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: Namespace) -> Config:
+    """Return the config of the arguments that :func:`add_config_arguments` added.
+
+    Raises:
+        FileNotFoundError: There is no such config.
+        ValueError: ``--data-root`` is given, but the config has no data_root.
+    """
+    if not Path(args.config).is_file():
+        raise FileNotFoundError(f'config {args.config!r} does not exist; the ones that come with '
+                                'mmeffformer are in configs/')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    if args.data_root:
+        set_data_root(cfg, args.data_root)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    return cfg
+
+
+def set_data_root(cfg: Config, data_root: str) -> None:
+    """Replace the config's ``data_root`` by another wherever a value starts with it."""
+    old = cfg.get('data_root')
+    if not old:
+        raise ValueError(f'{cfg.filename} has no data_root to replace; set the paths one by one '
+                         'with --cfg-options train_dataloader.dataset.data_root=...')
+    new = os.path.join(data_root, '')
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, str):
+            inside = value == old or value.startswith(os.path.join(old, ''))
+            return os.path.join(new, value[len(old):].lstrip('/')) if inside else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(replaced, value))
+        if isinstance(value, dict):
+            return ConfigDict({key: replaced(item) for key, item in value.items()})
+        return value
+
+    for key in list(cfg):
+        cfg[key] = replaced(cfg[key])

@@ -1,0 +1,60 @@
+"""Parameters and multiply-accumulates of a network, by part, at any input size."""
+import warnings
+from dataclasses import dataclass
+from typing import Iterator, List, Tuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What one part of a network holds and does for one image.
+
+    Attributes:
+        name: The part's module name, '' for the whole.
+        params: Number of parameters.
+        macs: Multiply-accumulates of convolutions and matrix products, the
+            attention's products included; norms and activations are not counted.
+    """
+
+    name: str
+    params: int
+    macs: int
+
+
+def complexity(model: nn.Module, shape: Tuple[int, int], depth: int = 1) -> List[Complexity]:
+    """Return the parts of ``model`` in order, then the whole.
+
+    Nothing is computed: the model is put into eval mode, moved to the meta
+    device, where only shapes exist, and left there. Pass one built for this.
+
+    Args:
+        model: Takes an image (1, 3, H, W).
+        shape: H and W in px.
+        depth: How deep parts are nested: 1 for the direct children, 2 for
+            theirs as well.
+    """
+    model = model.to('meta').eval()
+    with warnings.catch_warnings():  # newer versions of torch need no model, and say so
+        warnings.simplefilter('ignore')
+        counter = FlopCounterMode(model, display=False)
+    with torch.no_grad(), counter:
+        model(torch.empty(1, 3, *shape, device='meta'))
+    flops = counter.get_flop_counts()
+    root = type(model).__name__
+    return [Complexity(name, sum(p.numel() for p in module.parameters()),
+                       sum(flops.get('.'.join(filter(None, (root, name))), {}).values()) // 2)
+            for name, module in [*_parts(model, depth), ('', model)]]
+
+
+def _parts(module: nn.Module, depth: int, prefix: str = '') -> Iterator[Tuple[str, nn.Module]]:
+    """The modules with parameters down to ``depth``; lists of modules are no level."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _parts(child, depth, f'{prefix}{name}.')
+        elif next(child.parameters(), None) is not None:
+            yield f'{prefix}{name}', child
+            if depth > 1:
+                yield from _parts(child, depth - 1, f'{prefix}{name}.')

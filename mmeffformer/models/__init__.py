@@ -1,0 +1,4 @@
+from .arch import ARCHS, Arch
+from .efficientformer import EfficientFormer
+
+__all__ = ['ARCHS', 'Arch', 'EfficientFormer']

@@ -1,0 +1,12 @@
+"""A child of mmengine's registry, so that ``mmeffformer.NAME`` resolves in any scope."""
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+SCOPE = 'mmeffformer'
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmeffformer.models'])
+
+# ``mmengine.hub.get_config('mmeffformer::...')`` and configs that inherit from
+# ``mmeffformer::...`` look up the distribution of a module here.
+MODULE2PACKAGE.setdefault(SCOPE, SCOPE)

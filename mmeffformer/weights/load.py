@@ -1,0 +1,236 @@
+"""Loading a backbone's weights from any published layout, whole or not at all."""
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Dict, List, Mapping, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..models.arch import ARCHS, Arch
+from .fetch import locate
+from .layouts import LAYOUTS, NATIVE, TABLE, Layout, from_theirs
+from .read import read_checkpoint
+
+# In the order of preference. The raw weights come before an average of them: they are
+# what the authors' training code evaluates, and mmengine stores the average as `state_dict`.
+WRAPPERS = ('state_dict', 'model', 'module', 'net', 'state_dict_ema', 'model_ema',
+            'ema_state_dict')
+Grid = Tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`load_weights` did.
+
+    Attributes:
+        source: The file, or what else the weights came from.
+        layout: Name of the layout found.
+        prefix: What stood before the layout's own keys, wrapper included.
+        loaded: Our keys that were set.
+        resampled: Bias tables of another grid: ``{our key: (from, to)}``, as (rows, cols).
+        dropped: The file's keys that a backbone has no use for.
+        unknown: The file's keys that no table knows.
+        missing: Our keys that kept their initial values: output norms, which
+            classifiers do not have, and BatchNorm's counters.
+        others: Other sets of weights in the file, which were not read.
+    """
+
+    source: str
+    layout: str
+    prefix: str
+    loaded: Tuple[str, ...]
+    resampled: Dict[str, Tuple[Grid, Grid]]
+    dropped: Tuple[str, ...]
+    unknown: Tuple[str, ...]
+    missing: Tuple[str, ...]
+    others: Tuple[str, ...] = ()
+
+    @property
+    def left_over(self) -> Tuple[str, ...]:
+        """The file's keys that were not loaded."""
+        return self.dropped + self.unknown
+
+    def __str__(self) -> str:
+        under = f' under {self.prefix!r}' if self.prefix else ''
+        lines = [f'loaded {len(self.loaded)} tensors from {self.source} '
+                 f'(layout {self.layout}{under})']
+        grids = {f'{a[0]} x {a[1]} to {b[0]} x {b[1]}' for a, b in self.resampled.values()}
+        for title, what in (
+                (f'bias tables resampled from {", ".join(sorted(grids))}', self.resampled),
+                ('not needed by a backbone', self.dropped),
+                ('left over, known to no layout', self.unknown),
+                ('missing, initial values kept', self.missing),
+                ('also in the file, choose with prefix=', self.others)):
+            if what:
+                lines.append(f'  {title}: {_some(what)}')
+        return '\n'.join(lines)
+
+
+def load_weights(backbone: nn.Module, source: Union[str, os.PathLike, Mapping],
+                 prefix: Optional[str] = None) -> Report:
+    """Load a checkpoint of any known layout into a backbone.
+
+    Attention bias tables of another grid are resampled. Device and dtype of the
+    backbone stay as they are. On any error the backbone is left as it was.
+
+    Args:
+        backbone: An :class:`EfficientFormer`.
+        source: A path, an http(s) URL, ``hf-hub:OWNER/NAME``, or a dict of tensors;
+            with or without a wrapper such as ``state_dict``.
+        prefix: What stands before the backbone's keys, such as ``backbone``; by
+            default it is found. May start with a wrapper's name (``model_ema``).
+
+    Raises:
+        TypeError: ``backbone`` is none.
+        FileNotFoundError, ConnectionError: The checkpoint is not there.
+        ValueError: It cannot be read or does not fit: unknown layout, missing or
+            misshapen weights, or weights that are not finite.
+    """
+    if not isinstance(getattr(backbone, 'arch', None), Arch):
+        raise TypeError(f'load_weights got a {type(backbone).__name__}; expected a backbone of '
+                        'mmeffformer (of a detector or segmentor, pass model.backbone)')
+    if isinstance(source, Mapping):
+        return _load(backbone, source, 'a state dict in memory', prefix)
+    path = locate(source)
+    return _load(backbone, read_checkpoint(path), str(path), prefix)
+
+
+def _load(backbone: nn.Module, checkpoint: Mapping, name: str, prefix: Optional[str]) -> Report:
+    wrapper, state, others, prefix = _unwrap(checkpoint, prefix)
+    layout, prefix = _recognise(state, backbone.arch, name, prefix)
+    wanted = backbone.state_dict()
+    table = layout.table(backbone.arch)
+    if layout.name == NATIVE:  # norms and fused weights beyond the table
+        table.update((key, key) for key in wanted)
+    table = {ours: prefix + theirs for ours, theirs in table.items()}
+    try:
+        present = {ours: _checked(state, theirs, ours, layout)
+                   for ours, theirs in table.items() if theirs in state}
+        _check_fit(wanted, table, present)
+    except ValueError as error:
+        raise ValueError(f'{name} (layout {layout.name}) does not fit'
+                         f'{_other_arch(backbone.arch, state, layout, prefix)}: {error}. '
+                         'Nothing was loaded.') from error
+
+    new = {ours: value for ours, value in present.items() if ours in wanted}
+    rest = [key for key in state if key not in {table[ours] for ours in new}]
+    dropped = [key for key in rest if not key.startswith(prefix) or key in table.values() or any(
+        fnmatchcase(key[len(prefix):], pattern) for pattern in layout.unused)]
+    unknown = tuple(key for key in rest if key not in {*dropped})
+    other = _other_arch(backbone.arch, state, layout, prefix) if unknown else ''
+    if other:
+        raise ValueError(f'{name} (layout {layout.name}) does not fit{other}: it also holds '
+                         f'{_some(unknown)}. Nothing was loaded.')
+    backbone.load_state_dict(new, strict=False)
+    return Report(
+        source=name, layout=layout.name, prefix='.'.join(filter(None, (wrapper, prefix))),
+        loaded=tuple(new),
+        resampled={ours: (tuple(value.shape[1:]), tuple(wanted[ours].shape[1:]))
+                   for ours, value in new.items()
+                   if ours.endswith(TABLE) and value.shape != wanted[ours].shape},
+        dropped=tuple(dropped), unknown=unknown,
+        missing=tuple(key for key in wanted if key not in new), others=others)
+
+
+def _unwrap(checkpoint: Mapping, prefix: Optional[str]):
+    """Return the wrapper's name, what it holds, other wrappers there and the prefix left."""
+    state, path, others = checkpoint, [], ()
+    while True:
+        inside = [key for key in WRAPPERS if isinstance(state.get(key), Mapping)]
+        if not inside:
+            state = {key: value for key, value in state.items() if isinstance(key, str)}
+            return '.'.join(path), state, others, prefix
+        first, _, rest = (prefix or '').partition('.')
+        if first in inside:
+            prefix = rest or None
+        chosen = first if first in inside else inside[0]
+        path.append(chosen)
+        others += tuple(key for key in inside if key != chosen)
+        state = state[chosen]
+
+
+def _recognise(state: Mapping, arch: Arch, name: str,
+               prefix: Optional[str]) -> Tuple[Layout, str]:
+    """Return the layout that names the most keys of ``state``, and the prefix before them."""
+    if prefix:
+        prefix = prefix.rstrip('.') + '.'
+        if not any(key.startswith(prefix) for key in state):
+            raise ValueError(f'{name} has no keys under prefix {prefix!r}; it has '
+                             f'{_some(sorted({key.split(".")[0] for key in state}))}')
+    found: Dict[Tuple[str, str], int] = {}
+    for layout in LAYOUTS.values():
+        table = layout.table(arch)
+        anchor = next(iter(table.values()))
+        at = {key[:-len(anchor)] for key in state if ('.' + key).endswith('.' + anchor)}
+        for before in at if prefix is None else at & {prefix}:
+            if not layout.marker or any(before + key in state for key in layout.marker):
+                found[layout.name, before] = sum(before + key in state for key in table.values())
+    best = [key for key, hits in found.items() if hits == max(found.values())]
+    if not best:
+        under = f' under prefix {prefix!r}' if prefix else ''
+        raise ValueError(f'{name} has no known layout{under}; accepted are {", ".join(LAYOUTS)}. '
+                         f'It starts with {_some(state)}')
+    if len(best) > 1:
+        raise ValueError(f'{name} holds more than one backbone; choose with prefix= one of '
+                         f'{", ".join(sorted(repr(before) for _, before in best))}')
+    return LAYOUTS[best[0][0]], best[0][1]
+
+
+def _checked(state: Mapping, key: str, ours: str, layout: Layout) -> Tensor:
+    value = state[key]
+    if not isinstance(value, Tensor):
+        raise ValueError(f'{key} is a {type(value).__name__}, expected a tensor')
+    if not ours.endswith('.num_batches_tracked'):
+        if not value.is_floating_point():
+            raise ValueError(f'{key} is of {value.dtype}, expected floating point')
+        if not torch.isfinite(value).all():
+            raise ValueError(f'{key} has values that are NaN or infinite')
+    try:
+        return from_theirs(ours, value, layout.name)
+    except ValueError as error:
+        raise ValueError(f'{key} is a {error}') from error
+
+
+def _check_fit(wanted: Mapping, table: Mapping, present: Mapping):
+    """Raise a ValueError unless ``present`` can be loaded whole."""
+    lacking = [table.get(ours, ours) for ours in wanted if ours not in present
+               and not ours.startswith('out_norms.') and not ours.endswith('.num_batches_tracked')]
+    nowhere = [table[ours] for ours in present
+               if ours not in wanted and not ours.startswith('out_norms.')]
+    if nowhere:
+        raise ValueError(f'the backbone has no place for {_some(nowhere)} (load weights before '
+                         'switch_to_deploy, and with norm_cfg type BN or SyncBN)')
+    wrong = []
+    for ours, value in present.items():
+        if ours in wanted:
+            # Grids of bias tables may differ.
+            dims = slice(1 if ours.endswith(TABLE) else None)
+            target = wanted[ours]
+            if value.dim() != target.dim() or value.shape[dims] != target.shape[dims]:
+                wrong.append(f'{table[ours]} is {tuple(value.shape)} and should be '
+                             f'{tuple(target.shape)}')
+    if wrong:
+        raise ValueError(f'{len(wrong)} tensors have another shape, first {wrong[0]}')
+    if lacking:
+        raise ValueError(f'it lacks {_some(lacking)}')
+
+
+def _other_arch(arch: Arch, state: Mapping, layout: Layout, prefix: str) -> str:
+    """Return what to say when ``state`` is of another named arch, '' when it is not."""
+    def fits(other: Arch) -> bool:
+        table = {ours: state.get(prefix + theirs) for ours, theirs in layout.table(other).items()
+                 if not ours.startswith('out_norms.') and ours.endswith('.weight')}
+        starts = ('stem.1', 'stages.1.downsample', 'stages.2.downsample', 'stages.3.downsample')
+        return all(isinstance(value, Tensor) for value in table.values()) and all(
+            len(table[f'{start}.conv.weight']) == width
+            for start, width in zip(starts, other.widths))
+
+    own = next((name for name, other in ARCHS.items() if other == arch), 'another arch')
+    found = next((name for name, other in ARCHS.items() if other != arch and fits(other)), None)
+    return f', checkpoint is {found}, backbone is {own}' if found else ''
+
+
+def _some(keys) -> str:
+    keys: List[str] = list(keys)
+    return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')

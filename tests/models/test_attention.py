@@ -1,0 +1,113 @@
+"""The attention bias on grids other than its own, and its cache."""
+import pytest
+import torch
+from torch import nn
+
+from mmeffformer.models.attention import (
+    CACHED_GRIDS,
+    Attention,
+    AttentionBias,
+    expand_table,
+    resample_table,
+)
+
+
+def random_bias(grid=(7, 7), heads=2) -> AttentionBias:
+    bias = AttentionBias(heads, grid).eval()
+    nn.init.normal_(bias.table, generator=torch.Generator().manual_seed(0))
+    return bias
+
+
+def test_expansion_is_the_table_at_every_offset():
+    table = torch.randn(2, 3, 4)
+    bias = expand_table(table)
+    assert bias.shape == (2, 12, 12)
+    for q in range(12):
+        for k in range(12):
+            dy, dx = abs(q // 4 - k // 4), abs(q % 4 - k % 4)
+            assert torch.equal(bias[:, q, k], table[:, dy, dx])
+
+
+def test_resampling_keeps_zero_and_farthest_offset_and_is_linear_between():
+    table = torch.tensor([[[0., 3., 9.], [1., 4., 10.]]])
+    wide = resample_table(table, (3, 5))
+    assert wide[0].tolist() == [[0, 1.5, 3, 6, 9], [.5, 2, 3.5, 6.5, 9.5], [1, 2.5, 4, 7, 10]]
+    assert resample_table(wide, (2, 3)).equal(table)
+    assert resample_table(table, (1, 1)).tolist() == [[[0]]]
+    assert resample_table(table, (2, 3)) is table
+
+
+def test_each_axis_is_stretched_by_itself():
+    table = torch.randn(2, 7, 7)
+    wide = resample_table(table, (7, 13))
+    torch.testing.assert_close(wide[:, :, ::2], table)
+
+
+def test_gradients_reach_the_table_through_another_grid():
+    bias = AttentionBias(2, (3, 4)).double()
+    nn.init.normal_(bias.table)
+    assert torch.autograd.gradcheck(
+        lambda table: expand_table(resample_table(table, (5, 3))), bias.table)
+
+
+def test_cache_holds_a_few_grids_and_answers_from_them():
+    bias = random_bias()
+    with torch.no_grad():
+        first = bias((4, 5), torch.float32)
+        assert bias((4, 5), torch.float32) is first
+        assert bias((4, 5), torch.bfloat16).dtype == torch.bfloat16
+        for side in range(1, 9):
+            bias((side, side), torch.float32)
+            assert len(bias._expanded) <= CACHED_GRIDS
+        assert bias((4, 5), torch.float32).equal(first)
+
+
+def fill_behind_autograd(bias):
+    """As an average of weights is swapped in: torch's version counter does not see it."""
+    bias.table.data.fill_(1)
+
+
+@pytest.mark.parametrize('change', [
+    lambda bias: bias.load_state_dict({'table': torch.ones(2, 7, 7)}),
+    lambda bias: bias.load_state_dict({'table': torch.ones(2, 9, 5)}),
+    lambda bias: nn.init.ones_(bias.table),
+    lambda bias: (fill_behind_autograd(bias), bias.train(), bias.eval()),
+    lambda bias: (fill_behind_autograd(bias), bias.eval()),
+    lambda bias: (fill_behind_autograd(bias), bias.double(), bias.float()),
+], ids=['load', 'load resampled', 'in place', 'train', 'eval', 'move'])
+def test_cache_never_outlives_the_weights(change):
+    bias = random_bias()
+    with torch.no_grad():
+        assert not bias((4, 5), torch.float32).eq(1).all()
+        change(bias)
+        assert bias((4, 5), torch.float32).eq(1).all()
+
+
+def test_cache_is_not_used_in_training_or_for_gradients():
+    bias = random_bias().train()
+    assert bias((4, 5), torch.float32).requires_grad
+    assert bias.eval()((4, 5), torch.float32).requires_grad
+    assert not bias._expanded
+
+
+def test_loading_resamples_tables_of_another_grid():
+    small, large = random_bias((7, 7)), AttentionBias(2, (25, 25))
+    large.load_state_dict(small.state_dict())
+    assert large.table.equal(resample_table(small.table.detach(), (25, 25)))
+    with pytest.raises(RuntimeError, match='size mismatch for table'):
+        AttentionBias(4, (7, 7)).load_state_dict(small.state_dict())
+
+
+def test_attention_is_softmax_of_scores_and_bias(randomize):
+    attention = randomize(Attention(12, (3, 2), heads=2, key_dim=4, value_dim=5)).double()
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
+    expected = []
+    for sample in x:
+        qkv = attention.qkv(sample).view(6, 2, 13)
+        heads = []
+        for h in range(2):
+            q, k, v = qkv[:, h, :4], qkv[:, h, 4:8], qkv[:, h, 8:]
+            scores = q @ k.T / 2 + expand_table(attention.bias.table)[h]
+            heads.append(scores.softmax(-1) @ v)
+        expected.append(attention.proj(torch.cat(heads, -1)))
+    torch.testing.assert_close(attention(x, (3, 2)), torch.stack(expected))

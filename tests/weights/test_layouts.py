@@ -1,0 +1,271 @@
+"""Every published layout against the network it belongs to."""
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from mmpretrain.models import EfficientFormer as MMPretrainEfficientFormer
+from timm.models.efficientformer import checkpoint_filter_fn
+from torch import nn
+
+from mmeffformer import EfficientFormer
+from mmeffformer.models import ARCHS
+from mmeffformer.weights import LAYOUTS, convert, load_weights
+
+DATA = Path(__file__).parents[1] / 'data'
+# Every tensor a backbone of the arch has, without output norms.
+TENSORS = {'l1': 274, 'l3': 447, 'l7': 635}
+RAW = dict(out_norm_cfg=None)
+
+
+def value(key: str, shape) -> torch.Tensor:
+    """Return values that depend on the key alone (the recipe behind the parity vectors)."""
+    rng, name = np.random.default_rng(zlib.crc32(key.encode())), key.rsplit('.', 1)[-1]
+    if name == 'num_batches_tracked':
+        array = np.zeros(shape, np.int64)
+    elif name == 'running_var':
+        array = rng.uniform(.5, 1.5, shape)
+    elif 'layer_scale' in name or name == 'gamma' or '.ls' in key:
+        array = rng.uniform(.1, .5, shape)
+    elif name.startswith('attention_biases'):
+        array = rng.normal(0, 1, shape)
+    elif name == 'weight' and len(shape) == 1:
+        array = 1 + rng.normal(0, .1, shape)
+    elif name == 'weight':
+        array = rng.normal(0, int(np.prod(shape[1:])) ** -.5, shape)
+    else:
+        array = rng.normal(0, .1, shape)
+    return torch.from_numpy(array.astype(array.dtype if array.dtype == np.int64 else np.float32))
+
+
+def fill(net: nn.Module) -> nn.Module:
+    """Give all weights and statistics of a reference network random values."""
+    state = {key: tensor if 'idxs' in key else value(key, tuple(tensor.shape))
+             for key, tensor in net.state_dict().items()}
+    net.load_state_dict(state)
+    net.double().eval()  # mmpretrain's returns None
+    return net
+
+
+def official(name: str) -> dict:
+    shapes = json.loads((DATA / 'keys' / f'{name}.json').read_text())
+    return {key: torch.zeros(shape, dtype=torch.int64) if 'idxs' in key else value(key, shape)
+            for key, shape in shapes.items()}
+
+
+def timm_net(arch):
+    return fill(timm.create_model(f'efficientformer_{arch}'))
+
+
+def mmpretrain_net(arch, dense=True):
+    kwargs = dict(out_indices=(0, 1, 2, 3), reshape_last_feat=True) if dense else {}
+    return fill(MMPretrainEfficientFormer(arch, **kwargs))
+
+
+def transformers_net(arch):
+    spec = ARCHS[arch]
+    config = transformers.EfficientFormerConfig(
+        depths=list(spec.depths), hidden_sizes=list(spec.widths), dim=spec.widths[-1],
+        hidden_size=spec.widths[-1], num_meta3d_blocks=spec.attention_blocks[-1])
+    return fill(transformers.EfficientFormerForImageClassificationWithTeacher(config))
+
+
+def image() -> torch.Tensor:
+    return torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).double()
+
+
+def assert_same_features(net: EfficientFormer, expected):
+    with torch.no_grad():
+        features = net.double().eval()(image())
+    assert len(features) == len(expected) == 4
+    for ours, theirs in zip(features, expected):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@torch.no_grad()
+def timm_features(state):
+    net = timm.create_model('efficientformer_l1').double()
+    net.eval()
+    net.load_state_dict(state)
+    return net.forward_intermediates(image(), intermediates_only=True)
+
+
+def test_timm():
+    reference = timm_net('l1')
+    net = EfficientFormer('l1', **RAW)
+    report = load_weights(net, reference.state_dict())
+    assert_same_features(net, timm_features(reference.state_dict()))
+    assert (report.layout, report.prefix, report.resampled, report.unknown, report.missing) == (
+        'timm', '', {}, (), ())
+    assert len(report.loaded) == TENSORS['l1']
+    assert {*report.dropped} == {
+        'norm.weight', 'norm.bias', 'head.weight', 'head.bias', 'head_dist.weight',
+        'head_dist.bias', 'stages.3.blocks.4.token_mixer.attention_bias_idxs'}
+
+
+def test_official_against_timms_own_reading():
+    state = official('official_cls_v1_l1')
+    net = EfficientFormer('l1', **RAW)
+    report = load_weights(net, {'model': state, 'epoch': 299})
+    theirs = checkpoint_filter_fn(state, None)
+    indices = 'stages.3.blocks.4.token_mixer.attention_bias_idxs'
+    theirs[indices] = timm.create_model('efficientformer_l1').state_dict()[indices]
+    assert_same_features(net, timm_features(theirs))
+    assert (report.layout, report.prefix) == ('official', 'model')
+    assert len(report.loaded) == TENSORS['l1']
+    assert len(report.dropped) == 7 and not report.unknown and not report.missing
+
+
+@torch.no_grad()
+def test_mmpretrain_dense_with_its_norms():
+    reference = mmpretrain_net('l1')
+    net = EfficientFormer('l1')
+    report = load_weights(net, {'state_dict': {
+        f'backbone.{key}': v for key, v in reference.state_dict().items()}, 'meta': {}})
+    assert_same_features(net, reference(image()))
+    assert (report.layout, report.prefix) == ('mmpretrain-dense', 'state_dict.backbone.')
+    assert len(report.loaded) == TENSORS['l1'] + 8
+    assert report.dropped == ('backbone.network.3.5.token_mixer.attention_bias_idxs',)
+    assert not report.unknown and not report.missing
+
+
+def test_mmpretrain_classifier_norm_is_no_output_norm():
+    state = mmpretrain_net('l1', dense=False).state_dict()
+    net = EfficientFormer('l1')
+    report = load_weights(net, state)
+    assert report.layout == 'mmpretrain'
+    assert 'norm3.weight' in report.dropped and not report.unknown
+    assert sorted(report.missing) == sorted(
+        f'out_norms.{i}.{leaf}' for i in range(4) for leaf in ('weight', 'bias'))
+    assert torch.equal(net.out_norms['3'].weight, torch.ones(448))
+
+
+@torch.no_grad()
+def test_transformers():
+    reference = transformers_net('l1')
+    net = EfficientFormer('l1', **RAW)
+    report = load_weights(net, reference.state_dict())
+    eps = reference.config.layer_norm_eps  # 1e-12, where everyone else has 1e-5
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    hidden = reference(image(), output_hidden_states=True).hidden_states
+    stages = [hidden[i] for i in (1, 3, 5)]
+    last = []
+    reference.efficientformer.layernorm.register_forward_pre_hook(
+        lambda module, args: last.append(args[0]))
+    reference(image())
+    stages.append(last[0].transpose(1, 2).unflatten(2, (7, 7)))
+    assert_same_features(net, stages)
+    assert (report.layout, report.prefix) == ('transformers', 'efficientformer.')
+    assert len(report.loaded) == TENSORS['l1'] and not report.unknown and not report.missing
+    assert {'classifier.weight', 'efficientformer.layernorm.bias'} < {*report.dropped}
+
+
+@torch.no_grad()
+def test_official_detector_against_its_own_outputs():
+    # The last level depends on how the bias is resized, the others do not.
+    state = {f'backbone.{key}': v for key, v in official('official_det_v1_l1').items()}
+    net = EfficientFormer('l1', bias_grid=25)
+    report = load_weights(net, {'state_dict': {**state, 'neck.w': torch.ones(1)}})
+    assert report.layout == 'official-dense'
+    assert len(report.loaded) == TENSORS['l1'] + 8
+    assert not report.resampled and not report.unknown and not report.missing
+    block = 'backbone.network.6.4.token_mixer.'
+    assert {*report.dropped} == {'neck.w', block + 'attention_biases',
+                                 block + 'attention_bias_idxs', block + 'attention_bias_idxs_seg'}
+    table = net.stages[3].blocks[3].token_mixer.bias.table
+    assert torch.equal(table, state[block + 'attention_biases_seg'].view(8, 25, 25))
+    assert torch.equal(net.out_norms['2'].weight, state['backbone.norm4.weight'])
+
+    rng = np.random.default_rng(256 * 10007 + 320)
+    x = torch.from_numpy(rng.normal(0, 1, (1, 3, 256, 320)).astype(np.float32))
+    vectors = np.load(DATA / 'official_det_v1_l1_256x320_levels012.npz')
+    for i, level in enumerate(net.eval()(x)[:3]):
+        torch.testing.assert_close(level[:, ::7, ::3, ::5],
+                                   torch.from_numpy(vectors[f'level{i}']), rtol=1e-4, atol=1e-4)
+
+
+def test_official_segmentor_has_its_own_grid():
+    state = official('official_seg_v1_l1')
+    net = EfficientFormer('l1', bias_grid=16)
+    assert not load_weights(net, state).resampled
+    table = net.stages[3].blocks[3].token_mixer.bias.table
+    assert torch.equal(table.flatten(1), state['network.6.4.token_mixer.attention_biases_seg'])
+
+
+@pytest.mark.parametrize('arch', ['l1', 'l3', 'l7'])
+@pytest.mark.parametrize('layout', ['timm', 'mmpretrain', 'transformers', 'official'])
+def test_tables_name_exactly_the_tensors_of_the_libraries(layout, arch):
+    with torch.device('meta'):
+        if layout == 'official':
+            shapes = json.loads((DATA / 'keys' / f'official_cls_v1_{arch}.json').read_text())
+            shapes = {key: tuple(shape) for key, shape in shapes.items()}
+        else:
+            spec = ARCHS[arch]
+            build = dict(
+                timm=lambda: timm.create_model(f'efficientformer_{arch}'),
+                mmpretrain=lambda: MMPretrainEfficientFormer(arch),
+                transformers=lambda: transformers.EfficientFormerModel(
+                    transformers.EfficientFormerConfig(
+                        depths=list(spec.depths), hidden_sizes=list(spec.widths),
+                        dim=spec.widths[-1], num_meta3d_blocks=spec.attention_blocks[-1])))
+            shapes = {key: tuple(v.shape) for key, v in build[layout]().state_dict().items()}
+        ours = {key: tuple(v.shape)
+                for key, v in EfficientFormer(arch, **RAW).state_dict().items()}
+    table = LAYOUTS[layout].table(ARCHS[arch])
+    assert len(table) == len({*table.values()}) == len(ours) == TENSORS[arch]
+    for our, their in table.items():
+        expected = (ours[our][0], 49) if our.endswith('bias.table') else ours[our]
+        assert shapes[their] == expected, (our, their)
+    rest = {key for key in shapes if key not in table.values()}
+    assert all('bias_idxs' in key or key.split('.')[0] in (
+        'norm', 'norm3', 'layernorm', 'head', 'head_dist', 'dist_head') for key in rest)
+
+
+def test_anchor_keys():
+    def of(layout, ours, arch='l3'):
+        return LAYOUTS[layout].table(ARCHS[arch])[ours]
+
+    assert of('official', 'stem.1.norm.running_var') == 'patch_embed.4.running_var'
+    assert of('official', 'stages.2.downsample.conv.weight') == 'network.3.proj.weight'
+    assert of('official', 'stages.3.blocks.1.mlp.project.conv.bias') == 'network.6.1.mlp.fc2.bias'
+    assert of('official', 'stages.3.blocks.2.layer_scale2') == 'network.6.3.layer_scale_2'
+    assert of('official-dense', 'out_norms.2.bias') == 'norm4.bias'
+    assert of('mmpretrain', 'stages.3.blocks.2.layer_scale1') == 'network.3.4.ls1.weight'
+    assert of('mmpretrain', 'stages.0.blocks.2.layer_scale1') == 'network.0.2.ls1.weight'
+    assert of('timm', 'stages.3.blocks.0.norm1.weight', 'l7') == 'stages.3.blocks.1.norm1.weight'
+    assert of('transformers', 'stages.3.blocks.2.mlp.expand.weight') \
+        == 'encoder.last_stage.meta3D_layers.blocks.0.mlp.linear_in.weight'
+
+
+@pytest.mark.parametrize('layout', [name for name in LAYOUTS if name != 'mmeffformer'])
+def test_round_trip_is_bit_exact(layout):
+    net = EfficientFormer(dict(widths=(8, 16, 24, 32), depths=(1, 2, 1, 3),
+                               attention_blocks=(0, 0, 0, 2)))
+    arch = net.arch
+    state = {key: value(key, tuple(v.shape)) for key, v in net.state_dict().items()}
+    theirs = convert(state, arch, 'mmeffformer', layout)
+    back = convert(theirs, arch, layout, 'mmeffformer')
+    kept = {key for key in state if layout.endswith('dense') or not key.startswith('out_norms')}
+    assert back.keys() == kept
+    assert all(torch.equal(back[key], state[key]) for key in kept)
+    assert convert(back, arch, 'mmeffformer', layout).keys() == theirs.keys()
+    load_weights(net, theirs)
+    assert all(torch.equal(net.state_dict()[key], state[key]) for key in kept)
+
+
+def test_convert_errors():
+    arch, net = ARCHS['l1'], EfficientFormer('l1', bias_grid=(3, 4))
+    state = net.state_dict()
+    with pytest.raises(ValueError, match="layout 'tim' is unknown; choose from mmeffformer, off"):
+        convert(state, arch, 'mmeffformer', 'tim')
+    with pytest.raises(ValueError, match='is of a 3 x 4 grid: timm holds tables of square grids'):
+        convert(state, arch, 'mmeffformer', 'timm')
+    with pytest.raises(ValueError, match='stem.conv1.weight is missing, so this is not a whole'):
+        convert({}, arch, 'timm', 'mmeffformer')

@@ -1,0 +1,19 @@
+"""Plot losses and metrics of a training run: python tools/learning_curve.py WORK_DIR --out x.png"""
+from argparse import ArgumentParser
+from pathlib import Path
+
+from mmeffformer.plots import learning_curve
+
+
+def main():
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', type=Path)
+    parser.add_argument('--out', type=Path, help='default: WORK_DIR/learning_curve.png')
+    args = parser.parse_args()
+    out = args.out or args.work_dir / 'learning_curve.png'
+    learning_curve(args.work_dir, out)
+    print(f'saved {out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,48 @@
+"""Parameters and MACs by stage: python tools/model_stats.py l3 --shape 800 1344
+
+Takes the name of an arch, or a config, of which it measures the backbone and the neck.
+"""
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections import OrderedDict
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmeffformer import EfficientFormer
+from mmeffformer.complexity import complexity
+from mmeffformer.registry import MODELS
+
+
+def build(model: str) -> nn.Module:
+    """Return the backbone of an arch, or a config's backbone followed by its neck."""
+    if not model.endswith('.py'):
+        return EfficientFormer(model, out_norm_cfg=None)
+    cfg = Config.fromfile(model)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    return nn.Sequential(OrderedDict((name, MODELS.build(cfg.model[name]))
+                                     for name in ('backbone', 'neck') if name in cfg.model))
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('model', help='arch (l1, l3, l7) or config file')
+    parser.add_argument('--shape', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'),
+                        help='input size in px (default: 224 224)')
+    args = parser.parse_args()
+
+    height, width = args.shape
+    table = Table('part', title=f'{args.model} at {height} x {width} px')
+    for column in ('params', 'GMACs'):
+        table.add_column(column, justify='right')
+    # Stages are one level further down in a config's network than in a bare backbone.
+    depth = 2 if args.model.endswith('.py') else 1
+    for row in complexity(build(args.model), (height, width), depth):
+        table.add_row(row.name or 'whole', f'{row.params:,}', f'{row.macs / 1e9:.3f}')
+    Console().print(table)
+
+
+if __name__ == '__main__':
+    main()
