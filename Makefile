@@ -21,9 +21,9 @@ demo: env
 	rm -rf $(DEMO_DIR)
 	$(PYTHON) tools/make_shapes.py data/shapes --train 600 --val 100 --size 256 256
 	$(PYTHON) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
-	$(PYTHON) tools/test.py $(DEMO_CONFIG) $(DEMO_DIR)/last.pth --work-dir $(DEMO_DIR)/test
+	$(PYTHON) tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO_DIR)/last_checkpoint) --work-dir $(DEMO_DIR)/test
 	$(PYTHON) tools/learning_curve.py $(DEMO_DIR)
-	$(PYTHON) tools/infer.py $(DEMO_CONFIG) $(DEMO_DIR)/last.pth data/shapes/val \
+	$(PYTHON) tools/infer.py $(DEMO_CONFIG) $$(cat $(DEMO_DIR)/last_checkpoint) data/shapes/val \
 	    --limit 16 --out-dir $(DEMO_DIR)/detections --page $(DEMO_DIR)/detections.png
 	echo "Look at $(DEMO_DIR)/learning_curve.png and $(DEMO_DIR)/detections.png"
 

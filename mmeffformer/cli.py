@@ -1,8 +1,10 @@
 """What the command lines in ``tools/`` share: options, and the config they make."""
 import os
+import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from mmengine.config import Config, ConfigDict, DictAction
 
@@ -21,6 +23,19 @@ def add_config_arguments(parser: ArgumentParser) -> None:
                         default='none', help='what starts the processes of one job')
     # torchrun's predecessor passes this to every process.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """End the program with the message alone where what the user gave is at fault.
+
+    Meant for what a tool does with its arguments; errors of the work itself keep
+    their traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 
 
 def load_config(args: Namespace) -> Config:

@@ -101,13 +101,14 @@ def draw_video(draw: Draw, source: Path, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     writer, frames = None, 0
     try:
-        for frames, frame in enumerate(_frames(reader), 1):
+        for frame in _frames(reader):
             if writer is None:
                 size = frame.shape[1::-1]
                 writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
                 if not writer.isOpened():
                     raise OSError(f'{target} cannot be written')
             writer.write(np.ascontiguousarray(draw(frame)))
+            frames += 1
     finally:
         reader.release()
         if writer is not None:

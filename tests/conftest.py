@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
-import mmeffformer  # noqa: E402, F401  torchvision stands behind mmcv.ops from here on
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
+
+import mmeffformer  # noqa: E402, F401  torchvision stands behind mmcv.ops from here on
 
 
 @pytest.fixture

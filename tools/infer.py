@@ -1,4 +1,4 @@
-"""Draw predictions on images, folders or videos: python tools/infer.py CONFIG CHECKPOINT photos/"""
+"""Draw predictions on images and videos: python tools/infer.py CONFIG CHECKPOINT photos/"""
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from mmengine.config import Config
 from rich.progress import track
 
 from mmeffformer import inference, plots
+from mmeffformer.cli import explained
 
 
 def main():
@@ -23,9 +24,10 @@ def main():
                         help='also save all drawn images on one page')
     args = parser.parse_args()
 
-    media = inference.find_media(args.inputs)[:args.limit]
-    draw = inference.load_drawer(Config.fromfile(args.config), args.checkpoint, args.device,
-                                 args.score_thr)
+    with explained():
+        media = inference.find_media(args.inputs)[:args.limit]
+        draw = inference.load_drawer(Config.fromfile(args.config), args.checkpoint, args.device,
+                                     args.score_thr)
     images = []
     for path in track(media, description='drawing'):
         if path.suffix.lower() in inference.VIDEO_SUFFIXES:

@@ -1,7 +1,8 @@
-"""Plot losses and metrics of a training run: python tools/learning_curve.py WORK_DIR --out x.png"""
+"""Plot losses and metrics of a training run: python tools/learning_curve.py WORK_DIR"""
 from argparse import ArgumentParser
 from pathlib import Path
 
+from mmeffformer.cli import explained
 from mmeffformer.plots import learning_curve
 
 
@@ -11,7 +12,8 @@ def main():
     parser.add_argument('--out', type=Path, help='default: WORK_DIR/learning_curve.png')
     args = parser.parse_args()
     out = args.out or args.work_dir / 'learning_curve.png'
-    learning_curve(args.work_dir, out)
+    with explained():
+        learning_curve(args.work_dir, out)
     print(f'saved {out}')
 
 

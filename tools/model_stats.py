@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from mmeffformer import EfficientFormer
+from mmeffformer.cli import explained
 from mmeffformer.complexity import complexity
 from mmeffformer.registry import MODELS
 
@@ -39,7 +40,9 @@ def main():
         table.add_column(column, justify='right')
     # Stages are one level further down in a config's network than in a bare backbone.
     depth = 2 if args.model.endswith('.py') else 1
-    for row in complexity(build(args.model), (height, width), depth):
+    with explained():
+        rows = complexity(build(args.model), (height, width), depth)
+    for row in rows:
         table.add_row(row.name or 'whole', f'{row.params:,}', f'{row.macs / 1e9:.3f}')
     Console().print(table)
 

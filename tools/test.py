@@ -5,7 +5,7 @@ from pathlib import Path
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from mmeffformer.cli import add_config_arguments, load_config
+from mmeffformer.cli import add_config_arguments, explained, load_config
 from mmeffformer.datasets import check_dataset
 
 
@@ -16,12 +16,14 @@ def main():
     parser.add_argument('--out', help='also save the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='also save pictures of the predictions to this folder')
     args = parser.parse_args()
-    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
-        parser.error(f'checkpoint {args.checkpoint!r} does not exist')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out!r} must end in .pkl or .pickle')
 
-    cfg = load_config(args)
+    with explained():
+        cfg = load_config(args)
+        if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
+            raise FileNotFoundError(f'checkpoint {args.checkpoint!r} does not exist')
+        check_dataset(cfg, splits=('test',))
     cfg.load_from = args.checkpoint
     # The checkpoint holds every weight, so what the backbone started from is not fetched.
     cfg.model.backbone.init_cfg = None
@@ -30,7 +32,6 @@ def main():
             parser.error('--show-dir: the config has no default_hooks.visualization to draw with')
         cfg.default_hooks.visualization.draw = True
         cfg.visualizer.save_dir = args.show_dir
-    check_dataset(cfg, splits=('test',))
     runner = Runner.from_cfg(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))

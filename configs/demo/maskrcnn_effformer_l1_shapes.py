@@ -5,19 +5,28 @@
 _base_ = '../detection/maskrcnn_effformer_l1.py'
 
 width = 96  # channels of the neck and the heads
+# Norms and convolutions in the heads, and boxes learnt for all classes at once, let a network
+# without pretrained weights learn in hundreds of steps.
+norm_cfg = dict(type='GN', num_groups=8)
 model = dict(
-    backbone=dict(bias_grid=8, layer_scale_init_value=0.1, init_cfg=None),
-    neck=dict(out_channels=width),
-    rpn_head=dict(in_channels=width, feat_channels=width),
+    backbone=dict(bias_grid=6, layer_scale_init_value=0.1, init_cfg=None),
+    neck=dict(out_channels=width, norm_cfg=norm_cfg),
+    rpn_head=dict(
+        in_channels=width, feat_channels=width, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=width),
-        bbox_head=dict(in_channels=width, fc_out_channels=256, num_classes=6),
-        mask_roi_extractor=dict(out_channels=width),
-        mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width, num_classes=6)),
+        bbox_roi_extractor=dict(out_channels=width, finest_scale=28),
+        bbox_head=dict(
+            type='ConvFCBBoxHead', num_shared_convs=2, num_shared_fcs=1, in_channels=width,
+            conv_out_channels=width, fc_out_channels=256, num_classes=6, norm_cfg=norm_cfg,
+            reg_class_agnostic=True),
+        mask_roi_extractor=dict(out_channels=width, finest_scale=28),
+        mask_head=dict(
+            num_convs=2, in_channels=width, conv_out_channels=width, num_classes=6,
+            norm_cfg=norm_cfg)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64))),
+        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
 
 data_root = 'data/shapes/'
@@ -28,18 +37,20 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     dataset=dict(
         data_root=data_root,
@@ -61,7 +72,7 @@ test_evaluator = val_evaluator
 
 epochs = 6
 train_cfg = dict(max_epochs=epochs, val_interval=2)
-optim_wrapper = dict(optimizer=dict(lr=6e-4, weight_decay=0.05), clip_grad=dict(max_norm=10.))
+optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.05), clip_grad=dict(max_norm=10.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(

@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -75,10 +75,20 @@ def _outlines():
 
 
 OUTLINES = _outlines()
-# A category's look is its shape and its style. Without a style colour and texture say nothing
-# about the category; COCO has more categories than there are shapes, so there they do.
-LOOKS = tuple((name, None) for name in CATEGORIES)
-COCO_LOOKS = tuple((tuple(OUTLINES)[i % 10], i // 10) for i in range(80))
+
+
+class Look(NamedTuple):
+    """What the objects of a category have in common."""
+    shape: str  # one of OUTLINES
+    hue: float  # in [0, 1), about which theirs are spread
+    texture: Optional[int] = None  # index into TEXTURES, None for any
+
+
+# Hues overlap between neighbours, as bananas are usually yellow and lemons are too: colour is a
+# hint, and shape decides. COCO has more categories than there are shapes, so texture counts there.
+LOOKS = tuple(Look(name, i / len(CATEGORIES)) for i, name in enumerate(CATEGORIES))
+COCO_LOOKS = tuple(Look(tuple(OUTLINES)[i % 10], i // 10 / 8, i // 10 % 4) for i in range(80))
+HUE_SPREAD = .05  # standard deviation
 
 
 def _pattern(rng, kind, h, w, period):
@@ -99,25 +109,28 @@ def _pattern(rng, kind, h, w, period):
     return (wave * 3 + 0.5).clip(0, 1)
 
 
-def _colours(rng, hue=None):
-    """Two related colours, float32 (2, 3) in [0, 255]."""
-    hue = rng.random() if hue is None else hue
-    value = rng.uniform(.3, .95)
-    other = value + rng.uniform(.2, .4) * (1 if value < .6 else -1)
-    pair = [colorsys.hsv_to_rgb((hue + rng.uniform(-.03, .03)) % 1, rng.uniform(.1, .85), v)
-            for v in (value, other)]
-    return np.array(pair, np.float32) * 255
+def _colours(rng, look=None):
+    """Two related colours, float32 (2, 3) in [0, 255], of an object or (no look) of a ground."""
+    # As in photographs, objects tend to be more vivid than what is around them. Were they not,
+    # a small network would need hours to tell them from the ground.
+    hue = rng.normal(look.hue, HUE_SPREAD) if look else rng.random()
+    saturation = rng.uniform(.55, .95) if look else rng.uniform(0, .25)
+    value = rng.uniform(.35, .95)
+    other = value + rng.uniform(.1, .3) * (1 if value < .65 else -1)
+    pair = [colorsys.hsv_to_rgb((hue + rng.uniform(-.03, .03)) % 1,
+                                saturation + rng.uniform(0, .05), v) for v in (value, other)]
+    return np.array(pair, np.float32)[:, ::-1] * 255
 
 
-def _paint(rng, h, w, period, ground=None, style=None):
+def _paint(rng, h, w, period, look=None, ground=None):
     """A textured surface, float32 (h, w, 3), set off from the mean colour ``ground`` (3, )."""
-    kind = TEXTURES[rng.integers(4) if style is None else style % 4]
+    texture = rng.integers(len(TEXTURES)) if look is None or look.texture is None else look.texture
     for _ in range(10):
-        first, second = _colours(rng, None if style is None else style / 8)
-        # Objects have to be seen, but their hues and values are those of the grounds.
+        first, second = _colours(rng, look)
+        # Objects have to be seen, whatever they lie on.
         if ground is None or np.linalg.norm((first + second) / 2 - ground) > 70:
             break
-    pattern = _pattern(rng, kind, h, w, period)
+    pattern = _pattern(rng, TEXTURES[texture], h, w, period)
     return cv2.merge([a + pattern * (b - a) for a, b in zip(first, second)])
 
 
@@ -134,7 +147,7 @@ def _background(rng, h, w):
         patches = _pattern(rng, 'noise', h, w, side * rng.uniform(.15, .4)) - rng.uniform(.4, .6)
         _blend(canvas, (patches * 1000).clip(0, 255),
                _paint(rng, h, w, side * rng.uniform(.05, .4)))
-    for _ in range(rng.integers(6)):  # scribbles
+    for _ in range(rng.integers(4)):  # scribbles
         steps = rng.normal(0, side * .12, (rng.integers(2, 7), 2))
         path = np.cumsum(steps, 0) + rng.uniform(0, 1, 2) * (w, h)
         cv2.polylines(canvas, [np.round(path).astype(np.int32)], False,
@@ -172,19 +185,19 @@ class _Scene:
 
     def _choose(self):
         category = int(self.rng.integers(len(self.looks)))
-        return category, *self.looks[category]
+        return category, self.looks[category]
 
-    def _stamp(self, cover, window, style):
+    def _stamp(self, cover, window, look):
         canvas = self.canvas[window]
         period = max(4, max(cover.shape) * self.rng.uniform(.12, .5))
         ground = cv2.mean(canvas)[:3]
-        _blend(canvas, cover, _paint(self.rng, *cover.shape, period, ground, style))
+        _blend(canvas, cover, _paint(self.rng, *cover.shape, period, look, ground))
         self.owner[window][cover > 127] = len(self.items)
 
     def add_object(self, diameter):
         """Put an object where it hides no other one too much; do nothing if there is no room."""
-        category, name, style = self._choose()
-        contours = _contours(self.rng, name, diameter)
+        category, look = self._choose()
+        contours = _contours(self.rng, look.shape, diameter)
         margin = np.minimum(.35 * diameter, (self.w / 2, self.h / 2))
         shown = np.bincount(self.owner.ravel(), minlength=len(self.full))
         for _ in range(8):
@@ -195,18 +208,18 @@ class _Scene:
             if left.all():
                 self.items.append((category, False))
                 self.full.append(int((cover > 127).sum()))
-                return self._stamp(cover, window, style)
+                return self._stamp(cover, window, look)
 
     def add_crowd(self, diameter, count):
         """Put a cluster of small objects of one category, annotated as a whole."""
-        category, name, style = self._choose()
+        category, look = self._choose()
         limit = np.array([self.w, self.h]) - 1
         middle = self.rng.uniform(.2, .8, 2) * limit
         self.items.append((category, True))
         for _ in range(count):
             centre = self.rng.normal(middle, diameter * math.sqrt(count) * .5).clip(0, limit)
-            contours = _contours(self.rng, name, diameter * self.rng.uniform(.8, 1.2))
-            self._stamp(*_cover([c + centre for c in contours], self.h, self.w), style)
+            contours = _contours(self.rng, look.shape, diameter * self.rng.uniform(.8, 1.2))
+            self._stamp(*_cover([c + centre for c in contours], self.h, self.w), look)
         self.full.append(int((self.owner == len(self.items)).sum()))
 
     def add_pole(self, width):
@@ -238,7 +251,7 @@ def draw(rng, size, looks=LOOKS):
     Args:
         rng (np.random.Generator): Where all choices come from.
         size (tuple[int, int]): Height and width in px.
-        looks (Sequence[tuple]): For each category (name of a shape, style or None).
+        looks (Sequence[Look]): One for each category.
 
     Returns:
         tuple[np.ndarray, list[Instance]]: The image, uint8 (h, w, 3) in OpenCV's order BGR, and
@@ -252,7 +265,7 @@ def draw(rng, size, looks=LOOKS):
             scene.add_crowd(max(6, side * .035), int(rng.integers(12, 30)))
         for _ in range(1 + rng.binomial(4, .45)):
             tiny = rng.random() < .06
-            low, high = (.03, .07) if tiny else (.09, .62)
+            low, high = (.04, .09) if tiny else (.15, .65)
             scene.add_object(max(8, side * math.exp(rng.uniform(math.log(low), math.log(high)))))
     if rng.random() < .25:
         for _ in range(rng.integers(1, 3)):
@@ -337,7 +350,7 @@ def write_coco(root, train=200, val=50, size=None, seed=0, coco2017=False, progr
     """
     year, looks = ('2017', COCO_LOOKS) if coco2017 else ('', LOOKS)
     names, ids = (COCO_CATEGORIES, COCO_IDS) if coco2017 else (CATEGORIES, range(1, 7))
-    categories = [dict(supercategory=look[0], id=i, name=name)
+    categories = [dict(supercategory=look.shape, id=i, name=name)
                   for look, i, name in zip(looks, ids, names)]
 
     def write_split(folder, split, count, sizes):

@@ -13,6 +13,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlparse
 
 import torch
+from mmengine.dist import is_main_process
+from rich.progress import wrap_file
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 TIMEOUT_S = 10
@@ -63,10 +65,13 @@ def _from_url(url: str) -> Path:
     partial = cached.with_name(f'{cached.name}.{os.getpid()}.partial')
     try:
         request = urllib.request.Request(url, headers={'User-Agent': 'mmeffformer'})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply, \
-                partial.open('wb') as out:
-            shutil.copyfileobj(reply, out)
-        expected, size = reply.headers.get('Content-Length'), partial.stat().st_size
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+            expected = reply.headers.get('Content-Length')
+            with partial.open('wb') as out, wrap_file(
+                    reply, int(expected or 0), description=cached.name,
+                    disable=not is_main_process()) as watched:
+                shutil.copyfileobj(watched, out)
+        size = partial.stat().st_size
         if expected is not None and size != int(expected):
             raise OSError(f'the download ended after {size} of {expected} bytes')
         os.replace(partial, cached)

@@ -58,8 +58,8 @@ def test_same_seed_same_bytes(tmp_path):
     assert files(a) == files(b)
     assert not any(files(a)[name] == files(c)[name] for name in files(a) if name.endswith('.jpg'))
     # nor do the splits share images
-    assert not set(p.read_bytes() for p in (a / 'train').iterdir()) & set(
-        p.read_bytes() for p in (a / 'val').iterdir())
+    assert not {p.read_bytes() for p in (a / 'train').iterdir()} & {
+        p.read_bytes() for p in (a / 'val').iterdir()}
 
 
 def test_longer_sets_start_alike(tmp_path):
@@ -121,7 +121,7 @@ def test_variety(coco, drawn):
     per_category = np.bincount([a['category_id'] for a in single], minlength=7)[1:]
     assert per_category.min() > 25
     small, medium, large = np.histogram([a['area'] for a in single], [0, 32**2, 96**2, 1e9])[0]
-    assert small > 50 and medium > 100 and large > 25
+    assert small > 30 and medium > 100 and large > 25
     assert small < len(single) / 2
     crowds = [a for a in anns if a['iscrowd']]
     assert len(crowds) >= 4
@@ -137,17 +137,16 @@ def test_variety(coco, drawn):
     assert 2 < objects.mean() < 4 and objects.max() <= 5
 
 
-def test_colour_says_little_about_the_category(drawn):
-    """The mean colour of a category is close to that of all, measured in spreads."""
-    means = [[] for _ in CATEGORIES]
+def test_colour_is_a_hint_and_no_more(drawn):
+    """Guessing the category from the hue is often right, and wrong too often to suffice."""
+    right = []
     for image, instances in drawn:
+        hue = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)[..., 0] * (2 * np.pi / 256)
         for item in instances:
-            if not item.crowd:
-                means[item.category].append(image[item.mask].mean(0))
-    everything = np.concatenate(means)
-    for mean in means:
-        shift = np.abs(np.mean(mean, 0) - everything.mean(0)) / everything.std(0)
-        assert shift.max() < .5
+            if item.mask.any() and not item.crowd:
+                angle = np.angle(np.exp(1j * hue[item.mask]).mean()) / (2 * np.pi)
+                right.append(round(angle * len(CATEGORIES)) % len(CATEGORIES) == item.category)
+    assert .6 < np.mean(right) < .95
 
 
 def test_objects_differ_from_what_surrounds_them(drawn):
@@ -159,7 +158,7 @@ def test_objects_differ_from_what_surrounds_them(drawn):
             around &= ~owned
             if around.any() and not item.crowd:
                 contrast.append(np.linalg.norm(image[item.mask].mean(0) - image[around].mean(0)))
-    assert np.mean(np.array(contrast) > 50) > .95  # 0.84 if their colours were left to chance
+    assert np.mean(np.array(contrast) > 50) > .95
 
 
 def test_hole_of_a_ring():
@@ -218,7 +217,7 @@ def test_categories_look_as_they_are_called(drawn):
             if name in expected:
                 assert shares == pytest.approx(expected[name], abs=.08)
             else:
-                assert .5 < shares[0] < .76 and shares[1] > .62
+                assert .5 < shares[0] < .78 and shares[1] > .62
     assert seen == set(CATEGORIES)
 
 
@@ -252,7 +251,7 @@ def test_coco2017(tmp_path):
     assert [names[i] for i in (1, 13, 27, 44, 67, 73, 90)] == [
         'person', 'stop sign', 'backpack', 'bottle', 'dining table', 'laptop', 'toothbrush']
     assert coco.getCatIds(catNms=['dog', 'tv', 'clock']) == [18, 72, 85]
-    assert len({look for look in shapes.COCO_LOOKS}) == 80
+    assert len(set(shapes.COCO_LOOKS)) == 80
     sizes = {(i['height'], i['width']) for i in coco.dataset['images']}
     assert len(sizes) > 2 and sizes <= set(shapes.COCO_SIZES)
     for ann in coco.anns.values():

@@ -12,15 +12,30 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.ops import (
+    DeformConv2d,
+    DeformConv2dPack,
+    ModulatedDeformConv2d,
+    ModulatedDeformConv2dPack,
+    MultiScaleDeformableAttention,
+    RoIAlign,
+    RoIPool,
+    batched_nms,
+    deform_conv2d,
+    get_compiler_version,
+    get_compiling_cuda_version,
+    modulated_deform_conv2d,
+    nms,
+    nms_match,
+    roi_pool,
+    sigmoid_focal_loss,
+    soft_nms,
+    softmax_focal_loss,
+)
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
 import mmeffformer  # noqa: F401  (lets torchvision stand in where mmcv has no compiled operators)
 from mmeffformer import ops
-from mmcv.ops import (DeformConv2d, DeformConv2dPack, ModulatedDeformConv2d,
-                      ModulatedDeformConv2dPack, MultiScaleDeformableAttention, RoIAlign, RoIPool,
-                      batched_nms, deform_conv2d, get_compiler_version, get_compiling_cuda_version,
-                      modulated_deform_conv2d, nms, nms_match, roi_pool, sigmoid_focal_loss,
-                      soft_nms, softmax_focal_loss)
-from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
 COMPILED = ops.source() == 'compiled'
 GPU = ['cuda'] if torch.cuda.is_available() else []
@@ -474,16 +489,16 @@ def deformed(kernel, stride, padding, dilation, groups, deform_groups):
 
 
 @pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('im2col_step', [32, 1])
 @pytest.mark.parametrize('geometry', DEFORMED)
-def test_deform_conv(device, geometry):
+def test_deform_conv(device, im2col_step, geometry):
     x, offset, mask, weight, bias = deformed(*geometry)
     options = geometry[1:]
-    for step in (32, 1):
-        assert_same_with_grads(
-            lambda *t: deform_conv2d(*t, *options, False, step),
-            lambda x, offset, weight: reference_deform_conv(
-                x, offset, torch.ones_like(mask), weight, 0, *options),
-            [x, offset, weight], device)
+    assert_same_with_grads(
+        lambda *t: deform_conv2d(*t, *options, False, im2col_step),
+        lambda x, offset, weight: reference_deform_conv(
+            x, offset, torch.ones_like(mask), weight, 0, *options),
+        [x, offset, weight], device)
 
 
 @pytest.mark.parametrize('device', DEVICES)

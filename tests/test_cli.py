@@ -1,0 +1,59 @@
+"""Options and configs that the tools share."""
+from argparse import ArgumentParser
+
+import pytest
+from mmengine.config import Config
+
+from mmeffformer.cli import add_config_arguments, explained, load_config, set_data_root
+
+
+def parse(*words):
+    parser = ArgumentParser()
+    add_config_arguments(parser)
+    return parser.parse_args(map(str, words))
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'some_config.py'
+    path.write_text("data_root = 'data/coco/'\n"
+                    "a = dict(b=[dict(root=data_root, file=data_root + 'x.json')])\n"
+                    "other = 'data/coco2017/x.json'\nkeep = dict(n=1, f='data/coco')\n")
+    return path
+
+
+def test_work_dir_is_named_after_the_config_unless_given(config):
+    assert load_config(parse(config)).work_dir == 'work_dirs/some_config'
+    assert load_config(parse(config, '--work-dir', 'here')).work_dir == 'here'
+    cfg = load_config(parse(config, '--cfg-options', 'work_dir=there', 'a.c=3'))
+    assert cfg.work_dir == 'there' and cfg.a.c == 3
+
+
+def test_data_root_is_replaced_wherever_a_value_starts_with_it(config):
+    cfg = load_config(parse(config, '--data-root', '/mnt/coco'))
+    assert cfg.data_root == '/mnt/coco/'
+    assert cfg.a.b[0] == dict(root='/mnt/coco/', file='/mnt/coco/x.json')
+    assert cfg.other == 'data/coco2017/x.json'
+    assert cfg.keep.n == 1
+
+
+def test_options_given_by_hand_win_over_data_root(config):
+    cfg = load_config(parse(config, '--data-root', '/mnt', '--cfg-options', 'a.b.0.root=mine'))
+    assert cfg.a.b[0].root == 'mine' and cfg.a.b[0].file == '/mnt/x.json'
+
+
+def test_config_without_data_root_is_explained():
+    with pytest.raises(ValueError, match='has no data_root to replace'):
+        set_data_root(Config(dict(model=dict())), '/mnt')
+
+
+def test_missing_config_is_explained():
+    with pytest.raises(FileNotFoundError, match="config 'nope.py' does not exist"):
+        load_config(parse('nope.py'))
+
+
+def test_explained_keeps_the_message_and_only_of_what_users_give(capsys):
+    with pytest.raises(SystemExit, match='no such arch'), explained():
+        raise ValueError('no such arch')
+    with pytest.raises(KeyError), explained():
+        raise KeyError('a mistake of ours')

@@ -1,0 +1,47 @@
+"""What an installation consists of."""
+import shutil
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """The wheel of the checked-out tree, built out of a copy of it."""
+    folder = tmp_path_factory.mktemp('wheel')
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'model-index.yml'):
+        (folder / 'tree').mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / 'tree')
+    for name in ('mmeffformer', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, folder / 'tree' / name,
+                        ignore=shutil.ignore_patterns('.mim'))
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps',
+                    '--no-build-isolation', '-w', folder, folder / 'tree'], check=True)
+    path, = folder.glob('*.whl')
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_configs_and_tools_are_inside(wheel):
+    names = set(wheel.namelist())
+    for path in [*ROOT.glob('configs/**/*.py'), *ROOT.glob('configs/**/*.yml'),
+                 *ROOT.glob('tools/*.py'), *ROOT.glob('tools/*.sh'), ROOT / 'model-index.yml']:
+        assert f'mmeffformer/.mim/{path.relative_to(ROOT)}' in names
+    assert not any('tests/' in name or '__pycache__' in name for name in names)
+    assert 'mmeffformer/models/efficientformer.py' in names
+
+
+def test_no_openmmlab_library_is_required_by_name(wheel):
+    name, = (name for name in wheel.namelist() if name.endswith('dist-info/METADATA'))
+    metadata = message_from_string(wheel.read(name).decode())
+    required = [line for line in metadata.get_all('Requires-Dist') if 'extra' not in line]
+    assert {line.split('>')[0].strip() for line in required} == {
+        'torch', 'torchvision', 'numpy', 'safetensors'}
+    assert {'onedl', 'openmmlab', 'test'} <= {*metadata.get_all('Provides-Extra')}
+    assert metadata['License'] == 'Apache-2.0' or metadata['License-Expression'] == 'Apache-2.0'

@@ -1,0 +1,200 @@
+"""The command lines, run as a user runs them."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mmeffformer import EfficientFormer
+from mmeffformer.datasets import write_coco
+from mmeffformer.weights import convert
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = 'configs/demo/maskrcnn_effformer_l1_shapes.py'
+
+
+def run(*command, expect: int = 0, env=None, cwd=ROOT) -> str:
+    """Run a tool with this interpreter and return what it printed."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+                          env={**os.environ, **(env or {})})
+    assert done.returncode == expect, done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """The demo trained for two steps: (data root, work dir)."""
+    folder = tmp_path_factory.mktemp('demo')
+    data, work_dir = folder / 'shapes', folder / 'work'
+    write_coco(data, train=16, val=3, size=(96, 128), progress=False)
+    run('tools/train.py', DEMO, '--data-root', data, '--work-dir', work_dir,
+        '--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
+        'default_hooks.logger.interval=1')
+    return data, work_dir
+
+
+def scalars(work_dir: Path) -> list:
+    newest = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+def test_training_saves_and_evaluates(trained):
+    data, work_dir = trained
+    *steps, last = scalars(work_dir)
+    assert [step['iter'] for step in steps] == [1, 2]
+    assert all(np.isfinite(step['loss']) for step in steps)
+    assert {'coco/bbox_mAP_50', 'coco/segm_mAP_50'} <= {*last}
+    assert (work_dir / 'epoch_1.pth').is_file()
+
+
+def test_resume_goes_on_where_training_ended(trained, tmp_path):
+    data, work_dir = trained
+    shutil.copytree(work_dir, tmp_path / 'work')
+    run('tools/train.py', DEMO, '--data-root', data, '--work-dir', tmp_path / 'work', '--resume',
+        '--cfg-options', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=9',
+        'default_hooks.logger.interval=1')
+    assert [step['iter'] for step in scalars(tmp_path / 'work') if 'loss' in step] == [3, 4]
+
+
+def test_evaluation_repeats_what_training_measured(trained, tmp_path):
+    data, work_dir = trained
+    printed = run('tools/test.py', DEMO, work_dir / 'epoch_1.pth', '--data-root', data,
+                  '--work-dir', tmp_path, '--out', tmp_path / 'found.pkl',
+                  '--show-dir', tmp_path / 'shown')
+    trained_ap = scalars(work_dir)[-1]['coco/bbox_mAP_50']
+    assert float(re.search(r'coco/bbox_mAP_50: (\S+)', printed)[1]) == pytest.approx(
+        trained_ap, abs=1e-3)
+    assert (tmp_path / 'found.pkl').stat().st_size
+    shown = [path for path in (tmp_path / 'shown').rglob('*') if path.suffix in ('.jpg', '.png')]
+    assert len(shown) == 3
+
+
+def test_drawing_on_images_folders_and_video(trained, tmp_path):
+    data, work_dir = trained
+    video = tmp_path / 'clip.avi'
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*'MJPG'), 10, (128, 96))
+    image = cv2.imread(str(sorted((data / 'val').iterdir())[0]))
+    for _ in range(3):
+        writer.write(image)
+    writer.release()
+    out = tmp_path / 'out'
+    printed = run('tools/infer.py', DEMO, work_dir / 'epoch_1.pth', data / 'val', video,
+                  '--score-thr', '0', '--out-dir', out, '--page', tmp_path / 'page.png')
+    assert '4 drawn files' in printed
+    for source in (data / 'val').iterdir():
+        drawn = cv2.imread(str(out / source.name))
+        assert drawn.shape == (96, 128, 3)
+        assert (drawn != cv2.imread(str(source))).mean() > .2
+    frames = cv2.VideoCapture(str(out / 'clip.mp4'))
+    assert frames.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert cv2.imread(str(tmp_path / 'page.png')).std() > 10
+
+
+def test_learning_curve(trained, tmp_path):
+    picture = tmp_path / 'curve.png'
+    run('tools/learning_curve.py', trained[1], '--out', picture)
+    assert cv2.imread(str(picture)).shape[1] > 1000
+    assert 'expected the work dir' in run('tools/learning_curve.py', tmp_path, expect=1)
+
+
+def test_coco_config_on_pictures_of_cocos_sizes(tmp_path):
+    """The real config, from the published weights' file name to AP; only its images are drawn."""
+    data, work_dir = tmp_path / 'coco', tmp_path / 'work'
+    write_coco(data, train=4, val=2, coco2017=True, progress=False)
+    backbone = EfficientFormer('l3', out_norm_cfg=None)
+    state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'mmpretrain')
+    state = {f'backbone.{key}': value for key, value in state.items()}
+    cache = tmp_path / 'torch/hub/checkpoints'
+    cache.mkdir(parents=True)
+    torch.save({'state_dict': state},
+               cache / 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth')
+    config = 'configs/detection/maskrcnn_effformer_l3.py'
+    printed = run('tools/train.py', config, '--data-root', data, '--work-dir', work_dir,
+                  '--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
+                  env={'TORCH_HOME': str(tmp_path / 'torch')})
+    assert 'layout mmpretrain' in printed
+    assert '4 bias tables' in printed or '7 x 7 to 25 x 25' in printed
+    *steps, last = scalars(work_dir)
+    assert len(steps) == 2 and all(np.isfinite(step['loss']) for step in steps)
+    assert 'coco/segm_mAP' in last
+    printed = run('tools/test.py', config, work_dir / 'epoch_1.pth', '--data-root', data,
+                  '--work-dir', tmp_path / 'test')
+    assert 'coco/segm_mAP' in printed
+
+
+def test_weights_that_cannot_be_fetched_are_named(tmp_path):
+    data = tmp_path / 'coco'
+    write_coco(data, train=2, val=1, size=(64, 64), coco2017=True, progress=False)
+    printed = run('tools/train.py', 'configs/detection/maskrcnn_effformer_l1.py',
+                  '--data-root', data, '--work-dir', tmp_path / 'work', expect=1,
+                  # Nothing listens there, so the connection is refused at once.
+                  env={'TORCH_HOME': str(tmp_path), 'https_proxy': 'http://127.0.0.1:9'})
+    assert 'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth could not be fetched' in printed
+    assert str(tmp_path / 'hub/checkpoints') in printed
+
+
+def test_missing_data_is_told_before_a_model_is_built(tmp_path):
+    printed = run('tools/train.py', 'configs/detection/maskrcnn_effformer_l1.py', '--data-root',
+                  tmp_path / 'nowhere', '--work-dir', tmp_path / 'work', expect=1)
+    assert 'instances_train2017.json' in printed and 'cocodataset.org' in printed
+    assert 'Traceback' not in printed
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('command, message', [
+    (['tools/train.py', 'configs/nope.py'], "config 'configs/nope.py' does not exist"),
+    (['tools/test.py', DEMO, 'nope.pth'], "checkpoint 'nope.pth' does not exist"),
+    (['tools/infer.py', DEMO, 'nope.pth', 'nope.jpg'], 'input nope.jpg does not exist'),
+    (['tools/infer.py', DEMO, 'nope.pth', 'setup.py'], 'setup.py is neither an image nor a video'),
+    (['tools/infer.py', DEMO, 'nope.pth', 'docs'], 'folder docs holds no file'),
+    (['tools/model_stats.py', 'l2'], "arch 'l2' is unknown"),
+])
+def test_mistakes_are_explained_in_one_line(command, message):
+    printed = run(*command, expect=1)
+    assert message in printed and 'Traceback' not in printed
+
+
+def test_amp_without_a_gpu_is_explained():
+    assert '--amp needs a GPU' in run('tools/train.py', DEMO, '--amp', expect=2,
+                                      env={'CUDA_VISIBLE_DEVICES': ''})
+
+
+def test_model_stats_are_the_published_ones():
+    # 1.3 GMACs (paper, Table 1), of a classifier whose heads add 0.001.
+    printed = run('tools/model_stats.py', 'l1')
+    assert re.search(r'whole\W+11,391,032\W+1\.290\b', printed)
+    printed = run('tools/model_stats.py', 'configs/detection/maskrcnn_effformer_l3.py',
+                  '--shape', '800', '1344')
+    assert re.search(r'backbone\.stages\.3\W+19,36', printed)
+    assert re.search(r'neck\W', printed)
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
+def test_scripts_say_how_they_are_used(script):
+    done = subprocess.run(['bash', ROOT / 'tools' / script], text=True, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and f'tools/{script} ' in done.stderr
+
+
+def test_dist_train_runs_two_processes(trained, tmp_path):
+    data, _ = trained
+    work_dir = tmp_path / 'work'
+    done = subprocess.run(
+        ['bash', 'tools/dist_train.sh', DEMO, '2', '--data-root', data, '--work-dir', work_dir,
+         '--cfg-options', 'env_cfg.dist_cfg.backend=gloo', 'train_cfg.max_epochs=1',
+         'train_cfg.val_interval=1', 'train_dataloader.batch_size=4',
+         'default_hooks.logger.interval=1'],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+        env={**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+             'PORT': '29577', 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stdout[-3000:]
+    *steps, last = scalars(work_dir)
+    assert [step['iter'] for step in steps] == [1, 2]  # 16 images in batches of 2 x 4
+    assert 'coco/bbox_mAP' in last
