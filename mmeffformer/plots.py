@@ -25,31 +25,38 @@ def read_scalars(work_dir: Path) -> Dict[str, Series]:
     series: Dict[str, Series] = {}
     for line in logs[-1].read_text().splitlines():
         record = json.loads(line)
+        step = record.pop('step')
         for name, value in record.items():
-            if name not in ('step', 'iter', 'epoch') and isinstance(value, (int, float)):
+            if isinstance(value, (int, float)):
                 steps, values = series.setdefault(name, ([], []))
-                steps.append(record.get('step', record.get('iter', len(steps))))
+                steps.append(step)
                 values.append(value)
     return series
 
 
 def learning_curve(work_dir: Path, out: Path) -> None:
-    """Plot the losses over iterations and the metrics over epochs of a run to ``out``."""
+    """Plot the losses and the metrics of a run over its iterations (metrics over epochs
+    where the run counts in epochs) to ``out``.
+
+    Raises:
+        FileNotFoundError: No run has logged into ``work_dir``.
+    """
     series = read_scalars(work_dir)
-    losses = {k: v for k, v in series.items() if 'loss' in k}
-    metrics = {k: v for k, v in series.items() if '/' in k}
+    panels = (
+        ('training loss', 'iteration', {k: v for k, v in series.items() if 'loss' in k}),
+        ('evaluation', 'epoch' if 'epoch' in series else 'iteration', {
+            k: v for k, v in series.items() if '/' in k and not k.endswith(('_s', '_m', '_l'))}))
     fig, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
-    for ax, lines, title, unit in ((axes[0], losses, 'training loss', 'iteration'),
-                                   (axes[1], metrics, 'evaluation', 'epoch')):
+    for ax, (title, unit, lines) in zip(axes, panels):
         for name, (steps, values) in sorted(lines.items()):
-            wide = name == 'loss' or name.endswith(('mAP_50', 'mIoU'))
-            ax.plot(steps, values, label=name, marker='.' if ax is axes[1] else None,
-                    linewidth=2.2 if wide else 1)
+            main = name == 'loss' or name.endswith(('mAP_50', 'mIoU'))
+            ax.plot(steps, values, label=name, linewidth=2.2 if main else 1,
+                    marker='o' if len(steps) < 30 else None)
         ax.set(title=title, xlabel=unit)
+        ax.set_ylim(bottom=0)
         ax.grid(alpha=.3)
         if lines:
             ax.legend(fontsize=8, ncol=2)
-    axes[1].set_ylim(0, 1)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(out, dpi=110)
     plt.close(fig)

@@ -12,10 +12,11 @@ def test_scalars_of_the_newest_run_are_read(tmp_path):
     for run, loss in (('20260101_000000', 9.), ('20260102_000000', 1.)):
         folder = tmp_path / run / 'vis_data'
         folder.mkdir(parents=True)
-        lines = [dict(iter=10, step=10, epoch=1, loss=loss), dict(iter=20, step=20, loss=.5),
+        lines = [dict(step=10, epoch=1, loss=loss), dict(step=20, epoch=2, loss=.5),
                  {'coco/bbox_mAP': .25, 'step': 1}]
         (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
-    assert read_scalars(tmp_path) == {'loss': ([10, 20], [1., .5]), 'coco/bbox_mAP': ([1], [.25])}
+    assert read_scalars(tmp_path) == {'loss': ([10, 20], [1., .5]), 'epoch': ([10, 20], [1, 2]),
+                                      'coco/bbox_mAP': ([1], [.25])}
 
 
 def test_a_folder_without_logs_is_explained(tmp_path):

@@ -1,10 +1,10 @@
 # The network of ../detection/maskrcnn_effformer_l1.py, from scratch, on drawn shapes: minutes
 # on two CPU cores. Everything smaller than there is smaller to save time.
-#   python tools/make_shapes.py data/shapes --train 600 --val 100 --size 256 256
+#   python tools/make_shapes.py data/shapes --train 1440 --val 80 --size 192 192
 #   python tools/train.py configs/demo/maskrcnn_effformer_l1_shapes.py
 _base_ = '../detection/maskrcnn_effformer_l1.py'
 
-width = 96  # channels of the neck and the heads
+width = 64  # channels of the neck and the heads
 # Norms and convolutions in the heads, and boxes learnt for all classes at once, let a network
 # without pretrained weights learn in hundreds of steps.
 norm_cfg = dict(type='GN', num_groups=8)
@@ -18,13 +18,13 @@ model = dict(
         bbox_head=dict(
             type='ConvFCBBoxHead', num_shared_convs=2, num_shared_fcs=1, in_channels=width,
             conv_out_channels=width, fc_out_channels=256, num_classes=6, norm_cfg=norm_cfg,
-            reg_class_agnostic=True),
+            reg_class_agnostic=True, loss_bbox=dict(loss_weight=2.0)),
         mask_roi_extractor=dict(out_channels=width, finest_scale=28),
         mask_head=dict(
             num_convs=2, in_channels=width, conv_out_channels=width, num_classes=6,
             norm_cfg=norm_cfg)),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)),
+        rpn=dict(assigner=dict(pos_iou_thr=0.5), sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
         rcnn=dict(sampler=dict(num=64, pos_fraction=0.5))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
@@ -52,6 +52,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
+    sampler=dict(type='InfiniteSampler'),
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -70,17 +71,18 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-epochs = 6
-train_cfg = dict(max_epochs=epochs, val_interval=2)
-optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.05), clip_grad=dict(max_norm=10.))
+steps = 360
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=steps, val_interval=120)
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=35.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(
-        type='CosineAnnealingLR', T_max=epochs, eta_min=1e-6, by_epoch=True,
-        convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=steps, T_max=steps - 30,
+         eta_min=1e-6),
 ]
+auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
-    logger=dict(interval=10),
-    checkpoint=dict(interval=1, max_keep_ckpts=1, save_best=None))
-auto_scale_lr = dict(base_batch_size=8)
+    logger=dict(interval=10, log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=120, max_keep_ckpts=1, save_best=None))
+log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
