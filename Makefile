@@ -24,7 +24,8 @@ demo: env
 	$(PYTHON) tools/make_shapes.py data/shapes --train 1440 --val 80 --size 192 192
 	$(PYTHON) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
 	checkpoint=$$(cat $(DEMO_DIR)/last_checkpoint)
-	$(PYTHON) tools/test.py $(DEMO_CONFIG) $$checkpoint --work-dir $(DEMO_DIR)/test
+	$(PYTHON) tools/test.py $(DEMO_CONFIG) $$checkpoint --work-dir $(DEMO_DIR)/test \
+	    --at-least coco/bbox_mAP_50=0.7 coco/segm_mAP_50=0.7
 	$(PYTHON) tools/learning_curve.py $(DEMO_DIR)
 	$(PYTHON) tools/infer.py $(DEMO_CONFIG) $$checkpoint data/shapes/val --limit 16 \
 	    --score-thr 0.6 --out-dir $(DEMO_DIR)/detections --page $(DEMO_DIR)/detections.png
@@ -42,14 +43,19 @@ env: $(STAMP)
 	$(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 
 $(STAMP):
-	@python=$$(for name in $(BASE_PYTHON); do
+	@if [ -n "$$(ls -A $(VENV) 2>/dev/null)" ] && ! ls $(VENV)/.made-* >/dev/null 2>&1; then
+	    echo "$(VENV) exists and was not made by make: remove it, or name another with VENV=" >&2
+	    exit 1
+	fi
+	python=$$(for name in $(BASE_PYTHON); do
 	    "$$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
 	        2>/dev/null && echo "$$name" && break
 	done) || { echo "Python 3.10, 3.11 or 3.12 is needed, and none is on the PATH" >&2; exit 1; }
 	echo "Making the environment $(VENV) of $(REQUIREMENTS), which takes a few minutes"
 	"$$python" -m venv --clear $(VENV)
+	touch $(VENV)/.made-half
 	$(PYTHON) -m pip install -q -r $(REQUIREMENTS)
-	touch $@
+	mv $(VENV)/.made-half $@
 
 clean:
 	rm -rf .venv build *.egg-info data/shapes $(DEMO_DIR)

@@ -46,13 +46,13 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmeffformer', 'mmeffformer.*']),
     cmdclass={'build_py': BuildWithMim},
-    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy', 'safetensors'],
+    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy', 'rich', 'safetensors'],
     extras_require={
         'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
                   'onedl-mmsegmentation>=1.4.2'],
         'openmmlab': ['mmengine>=0.10.4', 'mmcv-lite>=2.1,<2.2', 'mmdet>=3.3',
                       'mmsegmentation>=1.2.2', 'ftfy', 'regex', 'numpy<2',
-                      'opencv-python<4.12'],
+                      'opencv-python<4.12', 'setuptools<81'],
         'test': ['pytest', 'ruff', 'timm', 'transformers>=4.46,<5'],
     },
 )

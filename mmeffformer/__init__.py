@@ -11,12 +11,18 @@ if find_spec('mmengine') is None:
         'with `pip install mmeffformer[onedl]` (maintained forks) or '
         '`pip install mmeffformer[openmmlab]` (the originals), one of the two in an environment.')
 
+try:
+    import torchvision  # noqa: F401
+except RuntimeError as error:
+    raise ImportError(f'torchvision does not fit torch ({error}). Install the two together, in '
+                      'one command: pip install torch==... torchvision==...') from error
+
 from . import ops
 
 ops.install()
 
-from .models import EfficientFormer  # noqa: E402
-from .version import __version__  # noqa: E402
-from .weights import load_weights  # noqa: E402
+from .models import EfficientFormer
+from .version import __version__
+from .weights import load_weights
 
 __all__ = ['EfficientFormer', 'load_weights', '__version__']

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 
@@ -38,23 +39,34 @@ def explained() -> Iterator[None]:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 
 
+def require_file(path: str, what: str) -> str:
+    """Return ``path`` if it is a file or a URL, else raise a FileNotFoundError."""
+    if not Path(path).is_file() and '://' not in path:
+        raise FileNotFoundError(f'{what} {path!r} does not exist')
+    return path
+
+
 def load_config(args: Namespace) -> Config:
     """Return the config of the arguments that :func:`add_config_arguments` added.
 
     Raises:
         FileNotFoundError: There is no such config.
-        ValueError: ``--data-root`` is given, but the config has no data_root.
+        ValueError: It has no model, or no data_root for ``--data-root`` to replace.
     """
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(f'config {args.config!r} does not exist; the ones that come with '
-                                'mmeffformer are in configs/')
+    require_file(args.config, 'config')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     if args.data_root:
         set_data_root(cfg, args.data_root)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
+    if 'model' not in cfg:
+        raise ValueError(f'{args.config} has no model: expected a config of mmdet or mmseg form')
     cfg.launcher = args.launcher
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        # mmengine's own start of several processes takes GPUs for granted.
+        torch.distributed.init_process_group('gloo')
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel')
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
 

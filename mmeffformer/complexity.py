@@ -35,7 +35,12 @@ def complexity(model: nn.Module, shape: Tuple[int, int], depth: int = 1) -> List
         shape: H and W in px.
         depth: How deep parts are nested: 1 for the direct children, 2 for
             theirs as well.
+
+    Raises:
+        ValueError: The model does not take images of this size.
     """
+    if min(shape) < 1:
+        raise ValueError(f'image of {shape[0]} x {shape[1]} px: expected a height and a width')
     model = model.to('meta').eval()
     with warnings.catch_warnings():  # newer versions of torch need no model, and say so
         warnings.simplefilter('ignore')

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
+import torch
+import torchvision
 from mmengine.config import Config
-from mmengine.utils import get_installed_path
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,9 @@ OPENMMLAB = {
     'mmpretrain': (('mmpretrain',), ('onedl-mmpretrain',)),
 }
 INSTALL = 'pip install "mmeffformer[onedl]" (forks) or "mmeffformer[openmmlab]" (originals)'
+
+# Folder under data/: a config that reads it.
+DATA = {'coco': 'detection/maskrcnn_effformer_l1.py'}
 
 
 class Finding(NamedTuple):
@@ -47,22 +51,13 @@ def examine(data: Path) -> Iterator[Finding]:
     for scope in ('mmdet', 'mmseg', 'mmpretrain'):
         if find_spec(scope):
             yield _registry(scope)
-    for config, folder in (('detection/maskrcnn_effformer_l1.py', 'coco'),):
+    for folder, config in DATA.items():
         yield _data(config, data / folder)
 
 
 def _torch() -> Finding:
-    import torch
-    import torchvision
-    found = f'torch {torch.__version__}, torchvision {torchvision.__version__}, ' + (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')
-    try:
-        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    except Exception as error:  # its operators were built for another torch
-        return Finding('torch', f'{found}: {error}',
-                       'install the torchvision that belongs to this torch, in one command: '
-                       'pip install torch==... torchvision==...')
-    return Finding('torch', found)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    return Finding('torch', f'{torch.__version__}, torchvision {torchvision.__version__}, {gpu}')
 
 
 def _installed(distribution: str) -> str:
@@ -80,8 +75,10 @@ def _library(module: str) -> Finding:
         return Finding(module, found, 'two distributions lie in one folder: pip uninstall '
                        f'{names}, then install one of them again')
     if not originals + forks:
-        # mmpretrain is a convenience, mmdet or mmseg alone is a choice.
-        return Finding(module, found, INSTALL if module in ('mmengine', 'mmcv') else '')
+        # mmpretrain is a convenience, and one of mmdet and mmseg is enough.
+        needed = module == 'mmcv' or module in ('mmdet', 'mmseg') and not (
+            find_spec('mmdet') or find_spec('mmseg'))
+        return Finding(module, found, INSTALL if needed else '')
     try:
         import_module(module)
     except Exception as error:
@@ -109,6 +106,9 @@ def _registry(scope: str) -> Finding:
     except Exception as error:
         return Finding(subject, f'{type(error).__name__}: {error}',
                        f'import {scope} by itself to see what is wrong with it')
+    if not names:
+        return Finding(subject, 'the backbones are not found', 'another package may have taken '
+                       'the scope mmeffformer: pip uninstall mmeffformer, and install it again')
     return Finding(subject, ', '.join(f"type='mmeffformer.{name}'" for name in names))
 
 
@@ -116,7 +116,7 @@ def _data(config: str, root: Path) -> Finding:
     subject = f'data {root}'
     if not root.exists():
         return Finding(subject, 'not there; needed only to train or evaluate on it')
-    cfg = Config.fromfile(Path(get_installed_path('mmeffformer')) / '.mim' / 'configs' / config)
+    cfg = Config.fromfile(Path(__file__).parent / '.mim' / 'configs' / config)
     set_data_root(cfg, str(root))
     try:
         check_dataset(cfg, splits=('train', 'val'))

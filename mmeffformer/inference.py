@@ -1,14 +1,22 @@
 """Predictions of a trained detector or segmentor, drawn on images, folders and videos."""
 from pathlib import Path
-from typing import Callable, Iterator, List, Sequence
+from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import VISUALIZERS, init_default_scope
 
+from .cli import require_file
+from .weights.fit import check_fit
+
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
+
+
+class UnreadableError(ValueError):
+    """A file is not the image or video that its name says."""
+
 
 Draw = Callable[[np.ndarray], np.ndarray]
 
@@ -26,10 +34,9 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: The config is for neither detection nor segmentation.
+        ValueError: The config is for neither detection nor segmentation, or the
+            checkpoint is of another one.
     """
-    if not Path(checkpoint).is_file() and '://' not in checkpoint:
-        raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist')
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
         from mmdet.apis import inference_detector as predict
@@ -41,7 +48,8 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
         options = dict(draw_gt=False, with_labels=False)
     else:
         raise ValueError(f'config with default_scope {scope!r}: expected mmdet or mmseg')
-    model = load(cfg, checkpoint, device=device)
+    model = load(cfg, require_file(checkpoint, 'checkpoint'), device=device)
+    check_fit(model, checkpoint)
     init_default_scope(scope)
     visualizer = VISUALIZERS.build(cfg.visualizer)
     visualizer.dataset_meta = model.dataset_meta
@@ -53,36 +61,55 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
     return draw
 
 
-def find_media(inputs: Sequence[str]) -> List[Path]:
-    """Return the image and video files among ``inputs`` and inside folders among them.
+def find_media(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]:
+    """Return (file, drawn file) of the images and videos among ``inputs`` and in folders there.
+
+    What lies in a folder keeps its place below ``out_dir``, and what lies in
+    ``out_dir`` itself is no input.
 
     Raises:
         FileNotFoundError: An input does not exist or a folder has nothing to draw on.
-        ValueError: A file is neither an image nor a video, by its name.
+        ValueError: A file is neither an image nor a video, by its name, or two
+            inputs would be drawn to one file, or onto themselves.
     """
     known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    found = []
-    for path in map(Path, inputs):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in known)
+    found: Dict[Path, Path] = {}  # drawn file: file
+    for given in map(Path, inputs):
+        if given.is_dir():
+            inside = [path for path in sorted(given.rglob('*')) if path.is_file()
+                      and path.suffix.lower() in known
+                      and out_dir.resolve() not in path.resolve().parents]
             if not inside:
-                raise FileNotFoundError(f'folder {path} holds no file named {", ".join(known)}')
-            found += inside
-        elif not path.exists():
-            raise FileNotFoundError(f'input {path} does not exist')
-        elif path.suffix.lower() not in known:
-            raise ValueError(f'input {path} is neither an image nor a video; '
+                raise FileNotFoundError(f'folder {given} holds no file named {", ".join(known)}')
+            pairs = [(path, path.relative_to(given)) for path in inside]
+        elif not given.is_file():
+            raise FileNotFoundError(f'input {given} does not exist')
+        elif given.suffix.lower() not in known:
+            raise ValueError(f'input {given} is neither an image nor a video; '
                              f'known endings are {", ".join(known)}')
         else:
-            found.append(path)
-    return found
+            pairs = [(given, Path(given.name))]
+        for path, name in pairs:
+            target = out_dir / name
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                target = target.with_name(f'{name.name}.mp4')
+            if target in found or target.resolve() == path.resolve():
+                other = found.get(target, path)
+                raise ValueError(f'{target} would be written over, for {path} and {other}; '
+                                 'choose another --out-dir, or give the inputs one by one')
+            found[target] = path
+    return [(path, target) for target, path in found.items()]
 
 
 def draw_image(draw: Draw, source: Path, target: Path) -> np.ndarray:
-    """Draw on the image ``source``, save it as ``target`` and return it."""
+    """Draw on the image ``source``, save it as ``target`` and return it.
+
+    Raises:
+        UnreadableError: ``source`` is no image.
+    """
     image = cv2.imread(str(source))
     if image is None:
-        raise ValueError(f'{source} cannot be read as an image')
+        raise UnreadableError(f'{source} cannot be read as an image')
     drawn = draw(image)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(target), drawn):
@@ -95,6 +122,9 @@ def draw_video(draw: Draw, source: Path, target: Path) -> int:
 
     Returns:
         The number of frames.
+
+    Raises:
+        UnreadableError: ``source`` is no video.
     """
     reader = cv2.VideoCapture(str(source))
     rate = reader.get(cv2.CAP_PROP_FPS) or 25
@@ -114,7 +144,7 @@ def draw_video(draw: Draw, source: Path, target: Path) -> int:
         if writer is not None:
             writer.release()
     if not frames:
-        raise ValueError(f'{source} cannot be read as a video')
+        raise UnreadableError(f'{source} cannot be read as a video')
     return frames
 
 

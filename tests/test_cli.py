@@ -16,7 +16,7 @@ def parse(*words):
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / 'some_config.py'
-    path.write_text("data_root = 'data/coco/'\n"
+    path.write_text("model = dict()\ndata_root = 'data/coco/'\n"
                     "a = dict(b=[dict(root=data_root, file=data_root + 'x.json')])\n"
                     "other = 'data/coco2017/x.json'\nkeep = dict(n=1, f='data/coco')\n")
     return path

@@ -55,6 +55,12 @@ def test_library_that_fails_to_import(monkeypatch, tmp_path):
     assert 'import mmdet by itself' in found['in mmdet configs'].remedy
 
 
+def test_backbone_that_does_not_resolve(monkeypatch, tmp_path):
+    monkeypatch.setattr('mmdet.registry.MODELS.get', lambda name: None)
+    found = findings(tmp_path)
+    assert found['in mmdet configs'].remedy and not found['in mmseg configs'].remedy
+
+
 def test_data_folders(tmp_path):
     subject = f'data {tmp_path / "coco"}'
     assert 'not there' in findings(tmp_path)[subject].found

@@ -4,19 +4,45 @@ import json
 import cv2
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
-from mmeffformer.plots import page, read_scalars
+from mmeffformer.plots import learning_curve, page, read_scalars
 
 
-def test_scalars_of_the_newest_run_are_read(tmp_path):
-    for run, loss in (('20260101_000000', 9.), ('20260102_000000', 1.)):
-        folder = tmp_path / run / 'vis_data'
-        folder.mkdir(parents=True)
-        lines = [dict(step=10, epoch=1, loss=loss), dict(step=20, epoch=2, loss=.5),
-                 {'coco/bbox_mAP': .25, 'step': 1}]
-        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
-    assert read_scalars(tmp_path) == {'loss': ([10, 20], [1., .5]), 'epoch': ([10, 20], [1, 2]),
-                                      'coco/bbox_mAP': ([1], [.25])}
+def log(work_dir, run, *records, tail=''):
+    folder = work_dir / run / 'vis_data'
+    folder.mkdir(parents=True)
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, records)) + tail)
+
+
+def test_training_resumed_and_evaluated_is_one_run(tmp_path):
+    log(tmp_path, '1', dict(step=10, epoch=1, loss=3., loss_cls=2., lr=.1),
+        {'mIoU': 25., 'step': 1}, dict(step=20, epoch=2, loss=2.), tail='\n{"step": 30, "lo')
+    log(tmp_path, '2', dict(step=20, epoch=2, loss=1.), {'mIoU': 50., 'step': 2, 'time': .1})
+    log(tmp_path, '3', {'mIoU': 99., 'step': 0})  # tools/test.py in the same folder
+    assert read_scalars(tmp_path) == (
+        {'loss': {10: 3., 20: 1.}, 'loss_cls': {10: 2.}}, {'mIoU': {1: 25., 2: 50.}}, 'epoch')
+
+
+def test_a_run_from_the_start_replaces_an_earlier_one(tmp_path):
+    log(tmp_path, '1', dict(step=10, epoch=1, loss=3.), {'coco/bbox_mAP': .5, 'step': 1},
+        dict(step=20, epoch=2, loss=2.))
+    log(tmp_path, '2', dict(step=10, loss=1.), {'coco/bbox_mAP': .25, 'step': 10})
+    assert read_scalars(tmp_path) == (
+        {'loss': {10: 1.}}, {'coco/bbox_mAP': {10: .25}}, 'iteration')
+
+
+def test_learning_curve_plots_what_was_logged(tmp_path, monkeypatch):
+    log(tmp_path, '1', dict(step=10, loss=3.), {'coco/bbox_mAP': .5, 'coco/bbox_mAP_s': 0,
+                                               'step': 10}, dict(step=20, loss=2.))
+    plotted = []
+    monkeypatch.setattr(plt, 'close', lambda fig: plotted.extend(
+        (ax.get_xlabel(), line.get_label(), line.get_xydata().tolist())
+        for ax in fig.axes for line in ax.lines))
+    learning_curve(tmp_path, tmp_path / 'curve.png')
+    assert plotted == [('iteration', 'loss', [[10, 3], [20, 2]]),
+                       ('iteration', 'coco/bbox_mAP', [[10, .5]])]
+    assert cv2.imread(str(tmp_path / 'curve.png')).shape[1] > 1000
 
 
 def test_a_folder_without_logs_is_explained(tmp_path):

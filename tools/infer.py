@@ -1,4 +1,5 @@
 """Draw predictions on images and videos: python tools/infer.py CONFIG CHECKPOINT photos/"""
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -6,7 +7,7 @@ from mmengine.config import Config
 from rich.progress import track
 
 from mmeffformer import inference, plots
-from mmeffformer.cli import explained
+from mmeffformer.cli import explained, require_file
 
 
 def main():
@@ -21,25 +22,32 @@ def main():
     parser.add_argument('--device', default='cpu', help='cpu (default), cuda:0, ...')
     parser.add_argument('--limit', type=int, help='only so many of the files')
     parser.add_argument('--page', type=Path, metavar='FILE.png',
-                        help='also save all drawn images on one page')
+                        help=f'also save the first {plots.MAX_ON_A_PAGE} images on one page')
     args = parser.parse_args()
+    if args.limit is not None and args.limit < 1:
+        parser.error(f'--limit {args.limit}: expected 1 or more')
 
     with explained():
-        media = inference.find_media(args.inputs)[:args.limit]
-        draw = inference.load_drawer(Config.fromfile(args.config), args.checkpoint, args.device,
-                                     args.score_thr)
-    images = []
-    for path in track(media, description='drawing'):
-        if path.suffix.lower() in inference.VIDEO_SUFFIXES:
-            inference.draw_video(draw, path, args.out_dir / f'{path.stem}.mp4')
-        else:
-            drawn = inference.draw_image(draw, path, args.out_dir / path.name)
-            if args.page:
-                images.append(drawn[..., ::-1])
+        media = inference.find_media(args.inputs, args.out_dir)[:args.limit]
+        draw = inference.load_drawer(Config.fromfile(require_file(args.config, 'config')),
+                                     args.checkpoint, args.device, args.score_thr)
+    images, broken = [], []
+    for source, target in track(media, description='drawing'):
+        try:
+            if source.suffix.lower() in inference.VIDEO_SUFFIXES:
+                inference.draw_video(draw, source, target)
+            else:
+                drawn = inference.draw_image(draw, source, target)
+                if args.page and len(images) < plots.MAX_ON_A_PAGE:
+                    images.append(drawn[..., ::-1])
+        except inference.UnreadableError as error:
+            broken.append(str(error))
     if images:
         plots.page(images, args.page)
-    print(f'{len(media)} drawn files are in {args.out_dir}' +
-          (f', all images together in {args.page}' if images else ''))
+    print(f'{len(media) - len(broken)} drawn files are in {args.out_dir}' +
+          (f', images together in {args.page}' if images else ''))
+    if broken:
+        sys.exit('\n'.join(broken))
 
 
 if __name__ == '__main__':

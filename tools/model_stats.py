@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from mmeffformer import EfficientFormer
-from mmeffformer.cli import explained
+from mmeffformer.cli import explained, require_file
 from mmeffformer.complexity import complexity
 from mmeffformer.registry import MODELS
 
@@ -21,7 +21,9 @@ def build(model: str) -> nn.Module:
     """Return the backbone of an arch, or a config's backbone followed by its neck."""
     if not model.endswith('.py'):
         return EfficientFormer(model, out_norm_cfg=None)
-    cfg = Config.fromfile(model)
+    cfg = Config.fromfile(require_file(model, 'config'))
+    if 'backbone' not in cfg.get('model', {}):
+        raise ValueError(f'{model} has no model.backbone to measure')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     return nn.Sequential(OrderedDict((name, MODELS.build(cfg.model[name]))
                                      for name in ('backbone', 'neck') if name in cfg.model))

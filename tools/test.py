@@ -1,12 +1,13 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG work_dirs/NAME/epoch_12.pth"""
+import sys
 from argparse import ArgumentParser
-from pathlib import Path
 
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from mmeffformer.cli import add_config_arguments, explained, load_config
+from mmeffformer.cli import add_config_arguments, explained, load_config, require_file
 from mmeffformer.datasets import check_dataset
+from mmeffformer.weights.fit import check_fit
 
 
 def main():
@@ -15,27 +16,40 @@ def main():
     parser.add_argument('checkpoint', help='file saved by tools/train.py')
     parser.add_argument('--out', help='also save the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='also save pictures of the predictions to this folder')
+    parser.add_argument('--at-least', nargs='+', default=[], metavar='METRIC=VALUE',
+                        help='exit with an error where a metric is lower')
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out!r} must end in .pkl or .pickle')
+    floors = {}
+    for word in args.at_least:
+        metric, _, value = word.partition('=')
+        try:
+            floors[metric] = float(value)
+        except ValueError:
+            parser.error(f'--at-least {word!r}: expected METRIC=VALUE, as coco/bbox_mAP=0.38')
 
     with explained():
         cfg = load_config(args)
-        if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
-            raise FileNotFoundError(f'checkpoint {args.checkpoint!r} does not exist')
+        cfg.load_from = require_file(args.checkpoint, 'checkpoint')
         check_dataset(cfg, splits=('test',))
-    cfg.load_from = args.checkpoint
-    # The checkpoint holds every weight, so what the backbone started from is not fetched.
-    cfg.model.backbone.init_cfg = None
-    if args.show_dir:
-        if 'visualization' not in cfg.default_hooks:
-            parser.error('--show-dir: the config has no default_hooks.visualization to draw with')
-        cfg.default_hooks.visualization.draw = True
-        cfg.visualizer.save_dir = args.show_dir
+        if 'backbone' in cfg.model:  # the checkpoint has every weight, so none are fetched
+            cfg.model.backbone.init_cfg = None
+        if args.show_dir:
+            if 'visualization' not in cfg.get('default_hooks', {}):
+                raise ValueError('--show-dir: the config has no default_hooks.visualization')
+            cfg.default_hooks.visualization.draw = True
+            cfg.visualizer.save_dir = args.show_dir
     runner = Runner.from_cfg(cfg)
+    with explained():
+        check_fit(runner.model, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
-    runner.test()
+    metrics = runner.test()
+    low = [f'{metric} is {metrics.get(metric)}, expected at least {floor}'
+           for metric, floor in floors.items() if not metrics.get(metric, -1) >= floor]
+    if low:
+        sys.exit('\n'.join(low))
 
 
 if __name__ == '__main__':

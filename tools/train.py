@@ -2,17 +2,20 @@
 from argparse import ArgumentParser
 
 import torch
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmeffformer.cli import add_config_arguments, explained, load_config
+from mmeffformer.cli import add_config_arguments, explained, load_config, require_file
 from mmeffformer.datasets import check_dataset
+from mmeffformer.weights.fetch import locate
+from mmeffformer.weights.fit import check_fit
 
 
 def main():
     parser = ArgumentParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from this checkpoint, or from the newest in the work dir')
+                        help='go on from this checkpoint, or from the newest in the work dir, '
+                        'where there is one')
     parser.add_argument('--amp', nargs='?', const='float16', choices=['float16', 'bfloat16'],
                         help='train in mixed precision (on a GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true',
@@ -23,18 +26,35 @@ def main():
 
     with explained():
         cfg = load_config(args)
+        checkpoint = args.resume
+        if args.resume == 'auto':
+            checkpoint = find_latest_checkpoint(cfg.work_dir)
+        if checkpoint:
+            cfg.resume, cfg.load_from = True, require_file(checkpoint, 'checkpoint')
+            if 'backbone' in cfg.model:  # what it started from is not needed, so not fetched
+                cfg.model.backbone.init_cfg = None
         check_dataset(cfg, splits=('train', 'val'))
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    if args.amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype=args.amp)
-    if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            parser.error(f'--auto-scale-lr: {args.config} does not say for which batch size its '
-                         'learning rate is meant; add auto_scale_lr=dict(base_batch_size=...)')
-        cfg.auto_scale_lr.enable = True
-    Runner.from_cfg(cfg).train()
+        fetch_weights(cfg.model.get('backbone') or {})
+        if args.amp:
+            cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic',
+                                     dtype=args.amp)
+        if args.auto_scale_lr:
+            if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+                raise ValueError(f'--auto-scale-lr: {args.config} does not say for which batch '
+                                 'its learning rate is; add auto_scale_lr=dict(base_batch_size=)')
+            cfg.auto_scale_lr.enable = True
+    runner = Runner.from_cfg(cfg)
+    if checkpoint:
+        with explained():
+            check_fit(runner.model, checkpoint)
+    runner.train()
+
+
+def fetch_weights(backbone: dict):
+    """Fetch what one of our backbones starts from while an error can still be told briefly."""
+    init_cfg = backbone.get('init_cfg') or {}
+    if str(backbone.get('type')).startswith('mmeffformer.') and 'checkpoint' in init_cfg:
+        locate(init_cfg['checkpoint'])
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What makes one EfficientFormer differ from another, as data."""
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Dict, Mapping, Tuple, Union
 
 STAGES = 4
@@ -37,8 +38,10 @@ class Arch:
             if attention > depth:
                 raise ValueError(f'arch attention_blocks={self.attention_blocks}: stage {stage} '
                                  f'has only {depth} blocks in all')
-        if not isinstance(self.expansion, (int, float)) or self.expansion <= 0:
-            raise ValueError(f'arch expansion={self.expansion!r}: expected a positive number')
+        if not isinstance(self.expansion, (int, float)) or not isfinite(self.expansion) \
+                or round(min(self.widths) * self.expansion) < 1:
+            raise ValueError(f'arch expansion={self.expansion!r}: expected a number that leaves '
+                             'every block at least one hidden channel, usually 4')
 
 
 ARCHS: Dict[str, Arch] = {

@@ -25,8 +25,8 @@ from .layers import Mlp
 
 Grid = Tuple[int, int]
 
-# A table expands to heads x N x N values (35 MB at 800 x 1344 in fp32), so few
-# grids are kept: one for landscape and one for portrait pictures.
+# A table expands to heads x N x N values, 35 MB a block at 800 x 1344 in fp32, so
+# few grids are kept: one for landscape and one for portrait pictures.
 CACHED_GRIDS = 2
 
 # torch 2.1 has it under the second name only.
@@ -37,7 +37,10 @@ def resample_table(table: Tensor, grid: Grid) -> Tensor:
     """Return a bias table (heads, rows, cols) for ``grid`` instead of (rows, cols)."""
     if tuple(table.shape[1:]) == tuple(grid):
         return table
-    return F.interpolate(table[None], size=tuple(grid), mode='bilinear', align_corners=True)[0]
+    # In float32, because some versions of torch cannot interpolate in half precision on a CPU.
+    wide = table[None].to(torch.promote_types(table.dtype, torch.float32))
+    resampled = F.interpolate(wide, size=tuple(grid), mode='bilinear', align_corners=True)[0]
+    return resampled.to(table.dtype)
 
 
 def expand_table(table: Tensor) -> Tensor:
@@ -54,7 +57,8 @@ class AttentionBias(nn.Module):
     """A learnt bias over the offsets of a grid of tokens, for any other grid too.
 
     In eval the expanded bias of the last few grids is kept. It is forgotten when
-    weights are loaded, moved or changed in place and when the mode is switched.
+    weights are loaded, moved or changed in place, and whenever the mode is set, as
+    after a change through ``.data``, which cannot be seen.
 
     Args:
         heads: Attention heads.

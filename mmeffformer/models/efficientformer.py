@@ -146,6 +146,8 @@ class EfficientFormer(BaseModule):
         self.out_norms = nn.ModuleDict({
             str(i): build_norm(out_norm_cfg, widths[i]) for i in self.out_indices
         } if out_norm_cfg else {})
+        # Stages after the last output never run: kept, for whole checkpoints, but not trained.
+        self.stages[self.out_indices[-1] + 1:].requires_grad_(False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=.02)
@@ -218,7 +220,7 @@ def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
 
 
 def _check_bias_grid(bias_grid: Union[int, Grid]) -> Grid:
-    grid = (bias_grid, bias_grid) if isinstance(bias_grid, int) else tuple(bias_grid)
+    grid = tuple(bias_grid) if isinstance(bias_grid, (tuple, list)) else (bias_grid, bias_grid)
     if len(grid) != 2 or not all(isinstance(n, int) and n >= 1 for n in grid):
         raise ValueError(f'bias_grid={bias_grid!r}: expected a positive integer or (rows, cols)')
     return grid

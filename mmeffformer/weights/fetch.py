@@ -19,7 +19,7 @@ from rich.progress import wrap_file
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 TIMEOUT_S = 10
 _HUB = re.compile(r'hf[-_]hub:([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?')
-_HUB_URL = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/resolve/[\w.-]+/(.+)')
+_HUB_URL = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)')
 
 
 def locate(source: Union[str, os.PathLike]) -> Path:
@@ -49,9 +49,9 @@ def locate(source: Union[str, os.PathLike]) -> Path:
 def cache_path(url: str) -> Path:
     """Return where the file of ``url`` is kept."""
     on_hub = _HUB_URL.fullmatch(url.split('?')[0])
-    # Files on the hub all have the same few names, so the model's goes in front.
-    name = '--'.join(on_hub.groups()).replace('/', '--') if on_hub \
-        else os.path.basename(urlparse(url).path)
+    name = os.path.basename(urlparse(url).path)
+    if on_hub:  # where files all have the same few names: the model and revision go in front
+        name = '--'.join(part for part in on_hub.groups() if part != 'main').replace('/', '--')
     if not name:
         raise ValueError(f'checkpoint {url!r}: expected a URL that ends in the name of a file')
     return Path(torch.hub.get_dir()).expanduser() / 'checkpoints' / name
@@ -96,19 +96,20 @@ def _from_hub(name: str) -> Path:
     try:
         import huggingface_hub as hub
         from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        reason = 'huggingface_hub is not installed (pip install huggingface_hub)'
-        raise _unreachable(name, urls[0], cache_path(urls[0]), reason) from error
+    except ImportError:  # public files need neither its cache nor its login
+        try:
+            return _from_url(urls[0])
+        except ConnectionError as error:
+            if getattr(error.__cause__, 'code', None) != 404:
+                raise
+        return _from_url(urls[1])
     for file in HUB_FILES:
         cached = hub.try_to_load_from_cache(repo, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    try:
-        _reach(hub.constants.ENDPOINT)
-    except OSError as error:
-        raise _unreachable(name, urls[0], cache_path(urls[0]), error) from error
     for file in HUB_FILES:
         try:
+            _reach(hub.constants.ENDPOINT)
             return Path(hub.hf_hub_download(repo, file, revision=revision,
                                             etag_timeout=TIMEOUT_S))
         except Exception as error:  # httpx or requests errors, by the version of the library

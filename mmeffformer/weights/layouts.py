@@ -10,9 +10,10 @@ Templates know these fields of block ``b`` in stage ``s`` (both from 0):
 embedding does too; ``attn``, ``b`` counted among the attention blocks;
 ``group``, transformers' name of the stage.
 """
+import re
 from dataclasses import dataclass
 from math import isqrt
-from typing import Dict, Mapping, Tuple
+from typing import Dict, Iterable, List, Mapping, Tuple
 
 from torch import Tensor
 
@@ -88,6 +89,16 @@ class Layout:
                     add(MB3D, self.mb3d, (BLOCK, self.mb3d_at), **block)
             add(OUT_NORM, self.out_norm, **where)
         return keys
+
+    def network_keys(self, keys: Iterable[str]) -> List[str]:
+        """Return those of ``keys`` that are of a stem, downsample or block in some arch."""
+        every = self.table(Arch((2,) * STAGES, (2,) * STAGES, (1,) * STAGES)).items()
+        known = {_unnumbered(key) for ours, key in every if not ours.startswith('out_norms.')}
+        return [key for key in keys if _unnumbered(key) in known]
+
+
+def _unnumbered(key: str) -> str:
+    return re.sub(r'\.\d+(?=\.)', '.N', key)
 
 
 _MLP = ('mlp.fc1', 'mlp.norm1', 'mlp.fc2', 'mlp.norm2')

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ..models.arch import ARCHS, Arch
+from ..models.attention import resample_table
 from .fetch import locate
 from .layouts import LAYOUTS, NATIVE, TABLE, Layout, from_theirs
 from .read import read_checkpoint
 
-# In the order of preference. The raw weights come before an average of them: they are
-# what the authors' training code evaluates, and mmengine stores the average as `state_dict`.
+# In the order of preference. Names of an average come last: the authors' training code stores
+# one, but evaluates the raw weights. mmengine swaps the two: with its EMAHook, `state_dict` is
+# the average, which its runs evaluate, and `ema_state_dict` the raw weights.
 WRAPPERS = ('state_dict', 'model', 'module', 'net', 'state_dict_ema', 'model_ema',
             'ema_state_dict')
 Grid = Tuple[int, int]
@@ -101,34 +103,34 @@ def _load(backbone: nn.Module, checkpoint: Mapping, name: str, prefix: Optional[
     layout, prefix = _recognise(state, backbone.arch, name, prefix)
     wanted = backbone.state_dict()
     table = layout.table(backbone.arch)
-    if layout.name == NATIVE:  # norms and fused weights beyond the table
+    if layout.name == NATIVE:  # whatever else its norms hold
         table.update((key, key) for key in wanted)
     table = {ours: prefix + theirs for ours, theirs in table.items()}
+    taken = {theirs for ours, theirs in table.items() if ours in wanted}
+    rest = [key for key in state if key not in taken]
+    known = {*table.values()}
+    dropped = [key for key in rest if not key.startswith(prefix) or key in known or any(
+        fnmatchcase(key[len(prefix):], pattern) for pattern in layout.unused)]
+    unknown = tuple(key for key in rest if key not in {*dropped})
     try:
         present = {ours: _checked(state, theirs, ours, layout)
                    for ours, theirs in table.items() if theirs in state}
-        _check_fit(wanted, table, present)
+        _check_fit(wanted, table, present, [prefix + key for key in layout.network_keys(
+            key[len(prefix):] for key in unknown)])
     except ValueError as error:
         raise ValueError(f'{name} (layout {layout.name}) does not fit'
                          f'{_other_arch(backbone.arch, state, layout, prefix)}: {error}. '
                          'Nothing was loaded.') from error
 
-    new = {ours: value for ours, value in present.items() if ours in wanted}
-    rest = [key for key in state if key not in {table[ours] for ours in new}]
-    dropped = [key for key in rest if not key.startswith(prefix) or key in table.values() or any(
-        fnmatchcase(key[len(prefix):], pattern) for pattern in layout.unused)]
-    unknown = tuple(key for key in rest if key not in {*dropped})
-    other = _other_arch(backbone.arch, state, layout, prefix) if unknown else ''
-    if other:
-        raise ValueError(f'{name} (layout {layout.name}) does not fit{other}: it also holds '
-                         f'{_some(unknown)}. Nothing was loaded.')
+    # Resampled here, since load_state_dict stops half way at an error in a module.
+    new = {ours: resample_table(value, wanted[ours].shape[1:]) if ours.endswith(TABLE) else value
+           for ours, value in present.items() if ours in wanted}
     backbone.load_state_dict(new, strict=False)
     return Report(
         source=name, layout=layout.name, prefix='.'.join(filter(None, (wrapper, prefix))),
         loaded=tuple(new),
-        resampled={ours: (tuple(value.shape[1:]), tuple(wanted[ours].shape[1:]))
-                   for ours, value in new.items()
-                   if ours.endswith(TABLE) and value.shape != wanted[ours].shape},
+        resampled={ours: (tuple(present[ours].shape[1:]), tuple(value.shape[1:]))
+                   for ours, value in new.items() if value.shape != present[ours].shape},
         dropped=tuple(dropped), unknown=unknown,
         missing=tuple(key for key in wanted if key not in new), others=others)
 
@@ -192,15 +194,10 @@ def _checked(state: Mapping, key: str, ours: str, layout: Layout) -> Tensor:
         raise ValueError(f'{key} is a {error}') from error
 
 
-def _check_fit(wanted: Mapping, table: Mapping, present: Mapping):
-    """Raise a ValueError unless ``present`` can be loaded whole."""
+def _check_fit(wanted: Mapping, table: Mapping, present: Mapping, foreign: List[str]):
+    """Raise a ValueError unless ``present`` can be loaded whole and is all of a network."""
     lacking = [table.get(ours, ours) for ours in wanted if ours not in present
                and not ours.startswith('out_norms.') and not ours.endswith('.num_batches_tracked')]
-    nowhere = [table[ours] for ours in present
-               if ours not in wanted and not ours.startswith('out_norms.')]
-    if nowhere:
-        raise ValueError(f'the backbone has no place for {_some(nowhere)} (load weights before '
-                         'switch_to_deploy, and with norm_cfg type BN or SyncBN)')
     wrong = []
     for ours, value in present.items():
         if ours in wanted:
@@ -212,6 +209,13 @@ def _check_fit(wanted: Mapping, table: Mapping, present: Mapping):
                              f'{tuple(target.shape)}')
     if wrong:
         raise ValueError(f'{len(wrong)} tensors have another shape, first {wrong[0]}')
+    statistics = [table[ours] for ours in present
+                  if ours not in wanted and not ours.startswith('out_norms.')]
+    nowhere = statistics + foreign
+    if nowhere:
+        hint = ' (its norm_cfg has to be of type BN or SyncBN)' if statistics else ''
+        raise ValueError(f'the backbone has no place for {len(nowhere)} of the keys, first '
+                         f'{_some(nowhere)}{hint}')
     if lacking:
         raise ValueError(f'it lacks {_some(lacking)}')
 

@@ -32,7 +32,8 @@ def read_checkpoint(path: Union[str, os.PathLike]) -> Mapping:
         raise FileNotFoundError(f'looked for a checkpoint at {path}, but {found}')
     with path.open('rb') as file:
         head = file.read(64)
-    if head[8:9] == b'{' and head[:1] != b'\x80':
+    # After the length of its header, less than 2 ** 32, whose low byte may be a pickle's \x80.
+    if head[4:9] == b'\0\0\0\0{':
         checkpoint = _read_safetensors(path)
     elif head[:4] == b'PK\x03\x04' or head[:1] == b'\x80':
         checkpoint = _read_torch(path)

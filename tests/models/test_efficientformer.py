@@ -159,6 +159,15 @@ def test_out_indices(out_indices, randomize):
     assert some.out_strides == tuple((4, 8, 16, 32)[i] for i in out_indices)
 
 
+def test_every_trained_parameter_gets_a_gradient_whatever_the_outputs():
+    # Distributed training stops at parameters that wait for a gradient in vain.
+    for out_indices in ((0,), (0, 1, 2), (1, 3)):
+        model = tiny(out_indices=out_indices).train()
+        sum(out.sum() for out in model(image(64, 64, batch=2))).backward()
+        assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+        assert model.stages[out_indices[-1]].blocks[0].layer_scale1.requires_grad
+
+
 @pytest.mark.parametrize('train', [False, True])
 def test_memory_format_is_kept(train, randomize):
     model = randomize(tiny()).train(train)
@@ -307,7 +316,10 @@ def test_registered_for_every_scope():
     (dict(arch=dict(TINY, widths=(7, 16, 16, 24))), 'the first must be even'),
     (dict(arch=dict(TINY, depths=(1, 0, 2, 3))), 'depths=.*at least 1'),
     (dict(arch=dict(TINY, attention_blocks=(0, 0, 0, 4))), 'stage 4 has only 3 blocks'),
-    (dict(arch=dict(TINY, expansion=0)), 'expansion=0: expected a positive number'),
+    (dict(arch=dict(TINY, expansion=0)), 'expansion=0: expected a number that leaves every'),
+    (dict(arch=dict(TINY, expansion=.01)), 'expansion=0.01: expected'),
+    (dict(arch=dict(TINY, expansion=float('nan'))), 'expansion=nan: expected'),
+    (dict(bias_grid=2.5), r'bias_grid=2.5: expected a positive integer or \(rows, cols\)'),
     (dict(out_indices=(0, 4)), r'out_indices=\(0, 4\): expected one or more of \(0, 1, 2, 3\)'),
     (dict(out_indices=(1, 0)), 'in increasing order'),
     (dict(out_indices=()), 'expected one or more'),

@@ -1,19 +1,25 @@
 """Loading is whole or not at all, and says what it did."""
+import io
 import os
 import socket
+import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
+from types import SimpleNamespace
+from urllib.error import HTTPError, URLError
 
 import huggingface_hub as hub
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub
 from safetensors.torch import save_file
 
 from mmeffformer import EfficientFormer, load_weights
 from mmeffformer.models import ARCHS
-from mmeffformer.weights import convert, fetch, read_checkpoint
+from mmeffformer.models.attention import resample_table
+from mmeffformer.weights import LAYOUTS, convert, fetch, read_checkpoint
 
 SMALL = dict(widths=(8, 16, 24, 32), depths=(1, 1, 2, 2), attention_blocks=(0, 0, 0, 1))
 NORMS = tuple(f'out_norms.{i}.{leaf}' for i in range(4) for leaf in ('weight', 'bias'))
@@ -89,6 +95,20 @@ def test_raw_weights_before_averaged_unless_asked():
     assert report.others == ('model',)
 
 
+def test_runs_of_mmengine_keep_the_average_as_state_dict():
+    raw, averaged, net = build(1), build(2), build(3)
+    checkpoint = {'state_dict': as_layout(raw, prefix='backbone.')}
+    hook = EMAHook()
+    hook.ema_model = SimpleNamespace(state_dict=lambda: {
+        'steps': torch.tensor(9), **as_layout(averaged, prefix='module.backbone.')})
+    hook.before_save_checkpoint(SimpleNamespace(iter=9, epoch=0), checkpoint)
+    report = load_weights(net, checkpoint)
+    assert torch.equal(net.stem[0].conv.weight, averaged.stem[0].conv.weight)
+    assert report.others == ('ema_state_dict',)
+    load_weights(net, checkpoint, prefix='ema_state_dict')
+    assert torch.equal(net.stem[0].conv.weight, raw.stem[0].conv.weight)
+
+
 def test_report_counts_and_reads():
     source, net = build(1), build(2, bias_grid=(25, 12))
     state = {**as_layout(source), 'head.weight': torch.ones(1), 'extra.a': torch.ones(1)}
@@ -124,6 +144,24 @@ def test_dtype_stays_and_frozen_stages_load():
     load_weights(net, as_layout(source))
     assert {v.dtype for v in net.parameters()} == {torch.bfloat16}
     assert torch.equal(net.stem[0].conv.weight, source.stem[0].conv.weight.bfloat16())
+
+
+def test_half_precision_is_resampled_too():
+    source, net = build(1, out_norm_cfg=None).half(), build(2, out_norm_cfg=None, bias_grid=25)
+    report = load_weights(net, as_layout(source))
+    assert report.resampled == {TABLE: ((7, 7), (25, 25))}
+    assert torch.equal(net.state_dict()[TABLE],
+                       resample_table(source.state_dict()[TABLE], (25, 25)).float())
+    assert torch.equal(net.stages[3].blocks[1].mlp.project.weight,
+                       source.stages[3].blocks[1].mlp.project.weight.float())
+
+
+def test_nothing_is_loaded_when_resampling_fails(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError('not implemented for this dtype')
+
+    monkeypatch.setattr(torch.nn.functional, 'interpolate', fail)
+    refused(build(2, bias_grid=25), as_layout(build(1)), 'not implemented', RuntimeError)
 
 
 @torch.no_grad()
@@ -164,7 +202,29 @@ def test_shallower_backbone_of_the_same_widths_is_refused():
     net = EfficientFormer(dict(widths=l1.widths, depths=(3, 2, 5, 4),
                                attention_blocks=l1.attention_blocks))
     state = as_layout(EfficientFormer('l1'))
-    refused(net, state, 'checkpoint is l1, backbone is another arch: it also holds stages.2.b')
+    refused(net, state, 'checkpoint is l1, backbone is another arch: the backbone has no place '
+            'for 16 of the keys, first stages.2.b')
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_deeper_checkpoint_is_refused(layout):
+    # By blocks of a kind that the backbone has, and by its only block of a kind.
+    deep = build(1, dict(SMALL, depths=(1, 1, 3, 2)))
+    state = {**as_layout(deep, layout, 'backbone.'), 'neck.a': torch.ones(1)}
+    refused(build(2, dict(SMALL, depths=(1, 1, 1, 2))), state,
+            r'the backbone has no place for 32 of the keys, first backbone\..* and 29 more\. Noth')
+    deep = build(1, dict(SMALL, depths=(1, 1, 2, 2)))
+    shallow = dict(SMALL, depths=(1, 1, 2, 1), attention_blocks=(0, 0, 0, 0))
+    refused(build(2, shallow), as_layout(deep, layout), 'has no place for 15 of the keys')
+
+
+def test_unknown_keys_do_not_make_a_checkpoint_another_arch():
+    # A deeper backbone's checkpoint has all keys of the l1 as well.
+    l1 = ARCHS['l1']
+    net = EfficientFormer(dict(widths=l1.widths, depths=(4, 2, 6, 4),
+                               attention_blocks=l1.attention_blocks))
+    state = {**as_layout(net), 'extra.a': torch.ones(1)}
+    assert load_weights(net, state).unknown == ('extra.a',)
 
 
 def test_what_does_not_fit_changes_nothing():
@@ -188,7 +248,7 @@ def test_what_does_not_fit_changes_nothing():
             'official-dense, mmpretrain, mmpretrain-dense, timm, transformers. It starts with a.b')
     refused(net, {}, 'no known layout')
     refused(build(1, norm_cfg=dict(type='GN', num_groups=1)), good,
-            'the backbone has no place for stem.norm1.running_mean')
+            r'has no place for 45 of the keys, first stem.norm1.running_mean, .*type BN or SyncBN')
     refused(torch.nn.Linear(2, 2), good, 'got a Linear; expected a backbone', TypeError)
 
 
@@ -212,6 +272,20 @@ def test_torch_and_safetensors_files(tmp_path):
         net = build(2, out_norm_cfg=None)
         assert load_weights(net, path).source == str(path)
         assert same(net, source), path
+
+
+def test_safetensors_header_of_any_length(tmp_path):
+    # The file starts with the length, whose low byte may be that of a pickle.
+    source, net, path = build(1, out_norm_cfg=None), build(2, out_norm_cfg=None), tmp_path / 'a'
+    save_file(as_layout(source), path, {'pad': ''})
+    length = int.from_bytes(path.read_bytes()[:8], 'little')
+    save_file(as_layout(source), path, {'pad': ' ' * ((0x80 - length) % 0x100)})
+    content = path.read_bytes()
+    assert content[:1] == b'\x80'
+    load_weights(net, path)
+    assert same(net, source)
+    path.write_bytes(content[:40])
+    refused(net, path, 'broken or truncated safetensors file')
 
 
 class Runs:
@@ -355,9 +429,34 @@ def test_hub_that_no_one_answers_for_is_given_up_soon(torch_home, monkeypatch):
     refused(build(1), 'hf-hub:a/b', 'refused', ConnectionError)
 
 
-def test_hub_library_missing(torch_home, monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)
-    refused(build(1), 'hf-hub:a/b', 'huggingface_hub is not installed', ConnectionError)
+def test_hub_without_its_library(torch_home, monkeypatch, tmp_path):
+    source, net, asked = build(1, out_norm_cfg=None), build(2, out_norm_cfg=None), []
+    torch.save(as_layout(source), tmp_path / 'served')
+
+    class Reply(io.BytesIO):
+        headers = {}
+
+    def answer(request, timeout):
+        asked.append(request.full_url)
+        if 'out-of-reach' in request.full_url:
+            raise URLError('no connection')
+        if not request.full_url.endswith('/efficientformer-l1-300/resolve/v1/pytorch_model.bin'):
+            raise HTTPError(request.full_url, 404, 'Not Found', {}, None)
+        return Reply((tmp_path / 'served').read_bytes())
+
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    monkeypatch.setattr(fetch.urllib.request, 'urlopen', answer)
+    for _ in range(2):
+        load_weights(net, 'hf-hub:snap-research/efficientformer-l1-300@v1')
+        assert same(net, source)
+    at = 'https://huggingface.co/snap-research/efficientformer-l1-300/resolve/v1/'
+    assert asked == [at + 'model.safetensors', at + 'pytorch_model.bin']
+    # A file that is kept stands for its own revision alone.
+    refused(net, 'hf-hub:snap-research/efficientformer-l1-300', '404', ConnectionError)
+    refused(net, 'hf-hub:a/out-of-reach', r'no connection[^/]*download\n  https://huggingface.co/a/'
+            'out-of-reach/resolve/main/model.safetensors', ConnectionError)
+    refused(net, 'hf-hub:a/b', 'HTTP Error 404: Not Found', ConnectionError)
+    assert len(asked) == 7
 
 
 def test_hub_tries_safetensors_then_bin(torch_home, no_hub, monkeypatch, tmp_path):

@@ -1,0 +1,41 @@
+"""Whether a checkpoint is one of the model at hand, asked before it is half loaded."""
+import torch
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from .read import read_checkpoint
+
+
+def check_fit(model: nn.Module, path: str) -> None:
+    """Raise unless a detector's or segmentor's checkpoint holds all weights of ``model``.
+
+    mmengine loads what it can and logs the rest, so that with a wrong file it goes
+    on with weights that are partly random. Bias tables of another grid do fit.
+
+    Raises:
+        ValueError: Tensors are missing or of another shape, or the file cannot be
+            read safely (see :func:`read_checkpoint`).
+    """
+    # Before torch 2.5, reading without running code cannot pass what mmengine saves.
+    safely = hasattr(torch.serialization, 'safe_globals') and '://' not in str(path)
+    checkpoint = read_checkpoint(path) if safely else CheckpointLoader.load_checkpoint(path, 'cpu')
+    state = checkpoint.get('state_dict', checkpoint)
+    state = {key[7:] if key.startswith('module.') else key: value for key, value in state.items()}
+    wanted = {key: value for key, value in model.state_dict().items()
+              if not key.endswith('.num_batches_tracked')}
+    missing = [key for key in wanted if key not in state]
+
+    def shape(key, value):
+        return (value.dim(), len(value)) if key.endswith('bias.table') else value.shape
+
+    misshapen = [key for key in wanted if key in state
+                 and shape(key, state[key]) != shape(key, wanted[key])]
+    if missing or misshapen:
+        said = [f'{len(missing)} are missing, first {missing[0]}'] if missing else []
+        if misshapen:
+            key = misshapen[0]
+            said.append(f'{len(misshapen)} have another shape, first {key}: '
+                        f'{tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}')
+        raise ValueError(f'checkpoint {path} is not of this config: of {len(wanted)} tensors '
+                         f'{"; ".join(said)}. Expected a file that tools/train.py saved for it '
+                         '(weights to start from belong into model.backbone.init_cfg)')
