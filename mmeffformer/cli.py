@@ -66,7 +66,9 @@ def load_config(args: Namespace) -> Config:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's own start of several processes takes GPUs for granted.
         torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel')
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
 

@@ -78,6 +78,7 @@ def learning_curve(work_dir: Path, out: Path) -> None:
             ax.plot([*curve], [*curve.values()], label=name, linewidth=2.2 if main else 1,
                     marker='o' if len(curve) < 30 else None)
         ax.set(title=title, xlabel=unit)
+        ax.margins(y=.05)
         ax.set_ylim(bottom=0)
         ax.grid(alpha=.3)
         if curves:

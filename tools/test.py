@@ -38,7 +38,8 @@ def main():
         if args.show_dir:
             if 'visualization' not in cfg.get('default_hooks', {}):
                 raise ValueError('--show-dir: the config has no default_hooks.visualization')
-            cfg.default_hooks.visualization.draw = True
+            # Some versions of mmseg draw every 50th batch unless told otherwise.
+            cfg.default_hooks.visualization.update(draw=True, interval=1)
             cfg.visualizer.save_dir = args.show_dir
     runner = Runner.from_cfg(cfg)
     with explained():
