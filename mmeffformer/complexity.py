@@ -1,5 +1,4 @@
 """Parameters and multiply-accumulates of a network, by part, at any input size."""
-import warnings
 from dataclasses import dataclass
 from typing import Iterator, List, Tuple
 
@@ -42,16 +41,23 @@ def complexity(model: nn.Module, shape: Tuple[int, int], depth: int = 1) -> List
     if min(shape) < 1:
         raise ValueError(f'image of {shape[0]} x {shape[1]} px: expected a height and a width')
     model = model.to('meta').eval()
-    with warnings.catch_warnings():  # newer versions of torch need no model, and say so
-        warnings.simplefilter('ignore')
-        counter = FlopCounterMode(model, display=False)
+    counter = FlopCounterMode(display=False)
+    parts = {**dict(_parts(model, depth)), '': model}
+    flops = dict.fromkeys(parts, 0)
+
+    def add(name: str, sign: int):
+        flops[name] += sign * counter.get_total_flops()
+
+    hooks = []
+    for name, module in parts.items():
+        hooks += [module.register_forward_pre_hook(lambda *_, name=name: add(name, -1)),
+                  module.register_forward_hook(lambda *_, name=name: add(name, 1))]
     with torch.no_grad(), counter:
         model(torch.empty(1, 3, *shape, device='meta'))
-    flops = counter.get_flop_counts()
-    root = type(model).__name__
-    return [Complexity(name, sum(p.numel() for p in module.parameters()),
-                       sum(flops.get('.'.join(filter(None, (root, name))), {}).values()) // 2)
-            for name, module in [*_parts(model, depth), ('', model)]]
+    for hook in hooks:
+        hook.remove()
+    return [Complexity(name, sum(p.numel() for p in module.parameters()), flops[name] // 2)
+            for name, module in parts.items()]
 
 
 def _parts(module: nn.Module, depth: int, prefix: str = '') -> Iterator[Tuple[str, nn.Module]]:

@@ -1,4 +1,5 @@
 """What an installation consists of."""
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,26 @@ def test_configs_and_tools_are_inside(wheel):
         assert f'mmeffformer/.mim/{path.relative_to(ROOT)}' in names
     assert not any('tests/' in name or '__pycache__' in name for name in names)
     assert 'mmeffformer/models/efficientformer.py' in names
+
+
+def test_configs_are_found_where_the_package_is_installed(wheel, tmp_path):
+    """A wheel unpacked is an installation; in one, configs are inherited and fetched by name."""
+    wheel.extractall(tmp_path / 'site')
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = 'mmeffformer::detection/maskrcnn_effformer_l3.py'\n"
+        "model = dict(backbone=dict(norm_eval=True))\n")
+    done = subprocess.run(
+        [sys.executable, '-c', 'import mmeffformer; from mmengine import Config, hub; '
+         'print(mmeffformer.__file__); '
+         "print(hub.get_config('mmeffformer::detection/maskrcnn_effformer_l7.py').model.neck); "
+         "print(Config.fromfile('mine.py').model.backbone)"],
+        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}, text=True,
+        capture_output=True)
+    assert done.returncode == 0, done.stderr
+    *_, where, neck, backbone = done.stdout.splitlines()
+    assert where.startswith(str(tmp_path))
+    assert '[96, 192, 384, 768]' in neck
+    assert "'arch': 'l3'" in backbone and "'norm_eval': True" in backbone
 
 
 def test_no_openmmlab_library_is_required_by_name(wheel):

@@ -5,7 +5,6 @@ import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
@@ -88,17 +87,3 @@ def test_detection_recipe_is_the_papers(arch):
     assert flip.prob == 0.5
     assert cfg.model.data_preprocessor.pad_size_divisor == 32
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
-
-
-@pytest.mark.parametrize('arch', DETECTION)
-def test_configs_ship_with_the_package(arch):
-    name = f'detection/maskrcnn_effformer_{arch}.py'
-    assert get_config(f'mmeffformer::{name}').model == Config.fromfile(CONFIGS / name).model
-
-
-def test_another_config_can_inherit_from_the_package(tmp_path):
-    config = tmp_path / 'mine.py'
-    config.write_text("_base_ = 'mmeffformer::detection/maskrcnn_effformer_l1.py'\n"
-                      "model = dict(backbone=dict(norm_eval=True))\n")
-    cfg = Config.fromfile(config)
-    assert cfg.model.backbone.norm_eval and cfg.model.backbone.arch == 'l1'

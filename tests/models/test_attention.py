@@ -14,7 +14,8 @@ from mmeffformer.models.attention import (
 
 def random_bias(grid=(7, 7), heads=2) -> AttentionBias:
     bias = AttentionBias(heads, grid).eval()
-    nn.init.normal_(bias.table, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    nn.init.normal_(bias.table)
     return bias
 
 
