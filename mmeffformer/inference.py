@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS, init_default_scope
 
 from .cli import require_file
-from .weights.fit import check_fit
+from .weights.fit import check_fit, read_model
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
@@ -48,7 +48,8 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
         options = dict(draw_gt=False, with_labels=False)
     else:
         raise ValueError(f'config with default_scope {scope!r}: expected mmdet or mmseg')
-    model = load(cfg, require_file(checkpoint, 'checkpoint'), device=device)
+    read_model(require_file(checkpoint, 'checkpoint'))  # before mmengine, which may run its code
+    model = load(cfg, checkpoint, device=device)
     check_fit(model, checkpoint)
     init_default_scope(scope)
     visualizer = VISUALIZERS.build(cfg.visualizer)

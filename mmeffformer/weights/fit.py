@@ -1,9 +1,24 @@
 """Whether a checkpoint is one of the model at hand, asked before it is half loaded."""
+from typing import Mapping
+
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from .read import read_checkpoint
+
+
+def read_model(path: str) -> Mapping:
+    """Return a detector's or segmentor's checkpoint, read without running code from it.
+
+    Before torch 2.5, reading so cannot pass what mmengine saves; there mmengine reads it.
+
+    Raises:
+        ValueError: The file cannot be read safely (see :func:`read_checkpoint`).
+    """
+    if hasattr(torch.serialization, 'safe_globals') and '://' not in str(path):
+        return read_checkpoint(path)
+    return CheckpointLoader.load_checkpoint(path, 'cpu')
 
 
 def check_fit(model: nn.Module, path: str) -> None:
@@ -14,11 +29,9 @@ def check_fit(model: nn.Module, path: str) -> None:
 
     Raises:
         ValueError: Tensors are missing or of another shape, or the file cannot be
-            read safely (see :func:`read_checkpoint`).
+            read safely (see :func:`read_model`).
     """
-    # Before torch 2.5, reading without running code cannot pass what mmengine saves.
-    safely = hasattr(torch.serialization, 'safe_globals') and '://' not in str(path)
-    checkpoint = read_checkpoint(path) if safely else CheckpointLoader.load_checkpoint(path, 'cpu')
+    checkpoint = read_model(path)
     state = checkpoint.get('state_dict', checkpoint)
     state = {key[7:] if key.startswith('module.') else key: value for key, value in state.items()}
     wanted = {key: value for key, value in model.state_dict().items()

@@ -104,6 +104,30 @@ def test_checkpoints_of_other_models_are_refused(trained, tmp_path, tool, option
     assert 'Traceback' not in printed
 
 
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, 'safe_globals'), reason='torch before 2.5')
+@pytest.mark.parametrize('tool, options', [
+    ('tools/test.py', ['--data-root', '{data}']),
+    ('tools/infer.py', ['{data}/val', '--out-dir', '{out}/drawn']),
+])
+def test_code_in_a_checkpoint_is_not_run(trained, tmp_path, tool, options):
+    path, marker = tmp_path / 'hostile.pth', tmp_path / 'ran'
+    torch.save({'state_dict': {}, 'meta': Hostile(marker)}, path)
+    options = [option.format(data=trained[0], out=tmp_path) for option in options]
+    printed = run(tool, DEMO, path, *options, expect=1)
+    assert f'{path} was refused' in printed and 'Traceback' not in printed
+    assert not marker.exists()
+
+
 def test_learning_rate_scales_with_the_batch(trained, tmp_path):
     data, _ = trained
     run('tools/train.py', DEMO, '--data-root', data, '--work-dir', tmp_path, '--auto-scale-lr',
