@@ -1,7 +1,8 @@
 """EfficientFormer for dense prediction with mmdet and mmseg.
 
 Importing this package registers everything in scope ``mmeffformer``:
-``type='mmeffformer.EfficientFormer'`` then works in any OpenMMLab config.
+``type='mmeffformer.EfficientFormer'`` and ``EfficientFormerV2`` then work in any
+OpenMMLab config.
 """
 from importlib.util import find_spec
 
@@ -21,8 +22,8 @@ from . import ops
 
 ops.install()
 
-from .models import EfficientFormer
+from .models import EfficientFormer, EfficientFormerV2
 from .version import __version__
 from .weights import load_weights
 
-__all__ = ['EfficientFormer', 'load_weights', '__version__']
+__all__ = ['EfficientFormer', 'EfficientFormerV2', 'load_weights', '__version__']

@@ -1,4 +1,5 @@
-from .arch import ARCHS, Arch
+from .arch import ARCHS, ARCHS_V2, Arch
 from .efficientformer import EfficientFormer
+from .efficientformer_v2 import EfficientFormerV2
 
-__all__ = ['ARCHS', 'Arch', 'EfficientFormer']
+__all__ = ['ARCHS', 'ARCHS_V2', 'Arch', 'EfficientFormer', 'EfficientFormerV2']

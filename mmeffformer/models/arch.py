@@ -6,6 +6,9 @@ from typing import Dict, Mapping, Tuple, Union
 STAGES = 4
 
 
+Expansion = Union[float, Tuple[Union[float, Tuple[float, ...]], ...]]
+
+
 @dataclass(frozen=True)
 class Arch:
     """A network of four stages (Table 6 of the EfficientFormer paper).
@@ -14,14 +17,15 @@ class Arch:
         widths: Channels of each stage.
         depths: Blocks of each stage.
         attention_blocks: How many of a stage's blocks, counted from its end,
-            are attention blocks (MB3D); the others are MB4D.
-        expansion: Hidden over outer channels of every block's MLP.
+            are attention blocks.
+        expansion: Hidden over outer channels of the MLPs: one number, or one for
+            each stage, where a stage's may again be one for each of its blocks.
     """
 
     widths: Tuple[int, ...]
     depths: Tuple[int, ...]
     attention_blocks: Tuple[int, ...] = (0, 0, 0, 0)
-    expansion: float = 4
+    expansion: Expansion = 4
 
     def __post_init__(self):
         for name, lowest in (('widths', 1), ('depths', 1), ('attention_blocks', 0)):
@@ -38,10 +42,46 @@ class Arch:
             if attention > depth:
                 raise ValueError(f'arch attention_blocks={self.attention_blocks}: stage {stage} '
                                  f'has only {depth} blocks in all')
-        if not isinstance(self.expansion, (int, float)) or not isfinite(self.expansion) \
-                or round(min(self.widths) * self.expansion) < 1:
-            raise ValueError(f'arch expansion={self.expansion!r}: expected a number that leaves '
-                             'every block at least one hidden channel, usually 4')
+        if isinstance(self.expansion, (tuple, list)):
+            object.__setattr__(self, 'expansion', tuple(
+                tuple(stage) if isinstance(stage, (tuple, list)) else stage
+                for stage in self.expansion))
+            if len(self.expansion) != STAGES:
+                raise ValueError(f'arch expansion={self.expansion}: expected one number for all '
+                                 f'or one entry for each of the {STAGES} stages')
+        for stage, (width, depth) in enumerate(zip(self.widths, self.depths)):
+            numbers = self._expansions(stage)
+            if len(numbers) != depth:
+                raise ValueError(f'arch expansion={self.expansion}: stage {stage + 1} has {depth} '
+                                 f'blocks, but {len(numbers)} numbers are given for them')
+            if not all(isinstance(n, (int, float)) and isfinite(n) and round(width * n) >= 1
+                       for n in numbers):
+                raise ValueError(f'arch expansion={self.expansion!r}: expected numbers that leave '
+                                 'every block at least one hidden channel, usually 4')
+
+    def _expansions(self, stage: int) -> Tuple[float, ...]:
+        per_stage = self.expansion
+        ours = per_stage[stage] if isinstance(per_stage, tuple) else per_stage
+        return ours if isinstance(ours, tuple) else (ours,) * self.depths[stage]
+
+    def hidden(self, stage: int) -> Tuple[int, ...]:
+        """Return the hidden channels of the MLP of each block of ``stage`` (from 0)."""
+        return tuple(round(self.widths[stage] * n) for n in self._expansions(stage))
+
+    def attends(self, stage: int, block: int) -> bool:
+        """Return whether that block (both from 0) is an attention block."""
+        return block >= self.depths[stage] - self.attention_blocks[stage]
+
+
+@dataclass(frozen=True)
+class ArchV2(Arch):
+    """The same of EfficientFormerV2 (its Table 6); only the last two stages have attention."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if any(self.attention_blocks[:2]):
+            raise ValueError(f'arch attention_blocks={self.attention_blocks}: EfficientFormerV2 '
+                             'has attention in its last two stages only')
 
 
 ARCHS: Dict[str, Arch] = {
@@ -50,15 +90,33 @@ ARCHS: Dict[str, Arch] = {
     'l7': Arch((96, 192, 384, 768), (6, 6, 18, 8), (0, 0, 0, 8)),
 }
 
+# EfficientFormerV2's search gave each block of the last two stages its own expansion.
+ARCHS_V2: Dict[str, ArchV2] = {
+    's0': ArchV2((32, 48, 96, 176), (2, 2, 6, 4), (0, 0, 2, 2),
+                 (4, 4, (4, 3, 3, 3, 4, 4), (4, 3, 3, 4))),
+    's1': ArchV2((32, 48, 120, 224), (3, 3, 9, 6), (0, 0, 2, 2),
+                 (4, 4, (4, 4, 3, 3, 3, 3, 4, 4, 4), (4, 4, 3, 3, 4, 4))),
+    's2': ArchV2((32, 64, 144, 288), (4, 4, 12, 8), (0, 0, 4, 4),
+                 (4, 4, (4, 4, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4), (4, 4, 3, 3, 3, 3, 4, 4))),
+    'l': ArchV2((40, 80, 192, 384), (5, 5, 15, 10), (0, 0, 6, 6),
+                (4, 4, (4, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4),
+                 (4, 4, 4, 3, 3, 3, 3, 4, 4, 4))),
+}
 
-def get_arch(arch: Union[str, Mapping, Arch], named: Mapping[str, Arch] = ARCHS) -> Arch:
+
+def get_arch(arch: Union[str, Mapping, Arch], named: Mapping[str, Arch]) -> Arch:
     """Return the arch that a name or a dict of :class:`Arch`'s fields stands for.
 
+    Args:
+        arch: A name out of ``named``, a dict, or an arch.
+        named: ``ARCHS`` or ``ARCHS_V2``.
+
     Raises:
-        ValueError: Unknown name, missing or unknown keys, or values which do
-            not fit together.
+        ValueError: Unknown name, missing or unknown keys, an arch of the other
+            version, or values which do not fit together.
     """
-    if isinstance(arch, Arch):
+    kind = type(next(iter(named.values())))
+    if type(arch) is kind:
         return arch
     choices = f'choose from {", ".join(named)} or pass a dict with the keys ' \
               f'{", ".join(field.name for field in fields(Arch))}'
@@ -74,4 +132,4 @@ def get_arch(arch: Union[str, Mapping, Arch], named: Mapping[str, Arch] = ARCHS)
         said = [f'lacks {", ".join(sorted(missing))}'] * bool(missing)
         said += [f'has unknown keys {", ".join(sorted(map(str, unknown)))}'] * bool(unknown)
         raise ValueError(f'arch dict {" and ".join(said)}; {choices}')
-    return Arch(**arch)
+    return kind(**arch)

@@ -1,6 +1,7 @@
 """Self-attention whose relative bias fits any grid of tokens.
 
-Shapes: B batch, N = H * W tokens of a grid of H rows and W columns, C channels.
+Shapes: B batch, N = H * W tokens of a grid of H rows and W columns, C channels,
+D channels of a head.
 
 EfficientFormer adds to the attention scores a bias b[|dy|, |dx|] that depends
 on the offset between query and key alone. It was trained on one grid: 7 x 7
@@ -12,6 +13,10 @@ is stretched by itself, so an oblong image keeps its aspect. No bias is read
 outside the range that was trained, as it would be were the unit kept instead;
 linear, because b is a function of |d|, which has a kink at zero that smoother
 kernels ring around. On the grid of the table nothing is resampled.
+
+The authors' detectors and segmentors were trained otherwise: they expand the
+table over one grid, and stretch the N x N values of that as if they were a
+picture. ``bias_mode='legacy'`` does the same, to evaluate what they published.
 """
 from collections import OrderedDict
 from typing import Tuple
@@ -21,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from .layers import Mlp
+from .layers import ConvNorm, Mlp, build_act, layer_scale
 
 Grid = Tuple[int, int]
+BIAS_MODES = ('offset', 'legacy')
 
 # A table expands to heads x N x N values, 35 MB a block at 800 x 1344 in fp32, so
 # few grids are kept: one for landscape and one for portrait pictures.
@@ -43,14 +49,17 @@ def resample_table(table: Tensor, grid: Grid) -> Tensor:
     return resampled.to(table.dtype)
 
 
-def expand_table(table: Tensor) -> Tensor:
-    """Return the bias (heads, N, N) of all token pairs of the table's own grid."""
+def expand_table(table: Tensor, stride: int = 1) -> Tensor:
+    """Return the bias (heads, N / stride ** 2, N) of queries and keys on the table's own grid.
+
+    Queries are at every ``stride``-th row and column of keys.
+    """
     heads, rows, cols = table.shape
     y, x = (torch.arange(n, device=table.device) for n in (rows, cols))
-    dy, dx = ((p[:, None] - p).abs().flatten() for p in (y, x))
-    bias = table.index_select(1, dy).index_select(2, dx)
-    bias = bias.view(heads, rows, rows, cols, cols).transpose(2, 3)
-    return bias.reshape(heads, rows * cols, rows * cols)
+    dy, dx = ((p[::stride, None] - p).abs() for p in (y, x))
+    bias = table.index_select(1, dy.flatten()).index_select(2, dx.flatten())
+    bias = bias.view(heads, *dy.shape, *dx.shape).transpose(2, 3)
+    return bias.flatten(3).flatten(1, 2)
 
 
 class AttentionBias(nn.Module):
@@ -62,17 +71,23 @@ class AttentionBias(nn.Module):
 
     Args:
         heads: Attention heads.
-        grid: Rows and columns of the grid that the table is stored for.
+        grid: Rows and columns of the grid of keys that the table is stored for.
             A table of another grid is resampled when it is loaded.
+        stride: Queries are at every ``stride``-th row and column of keys.
+        mode: One of ``BIAS_MODES``; 'legacy' stretches the expanded bias of
+            ``grid`` bicubically, at every call, as the authors' code does.
     """
 
-    def __init__(self, heads: int, grid: Grid):
+    def __init__(self, heads: int, grid: Grid, stride: int = 1, mode: str = 'offset'):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(heads, *grid))
+        self.stride, self.mode = stride, mode
         self._expanded = OrderedDict()
 
     def forward(self, grid: Grid, dtype: torch.dtype) -> Tensor:
-        """Return the bias (heads, N, N) for ``grid`` in ``dtype``."""
+        """Return the bias (heads, queries, keys) for keys on ``grid`` in ``dtype``."""
+        if self.mode == 'legacy':
+            return self._stretch(grid).to(dtype)
         if (self.training or torch.is_grad_enabled() or torch.jit.is_tracing()
                 or _is_compiling()):
             return self._expand(grid, dtype)
@@ -86,7 +101,16 @@ class AttentionBias(nn.Module):
         return self._expanded[key]
 
     def _expand(self, grid: Grid, dtype: torch.dtype) -> Tensor:
-        return expand_table(resample_table(self.table, grid).to(dtype))
+        return expand_table(resample_table(self.table, grid).to(dtype), self.stride)
+
+    def _stretch(self, grid: Grid) -> Tensor:
+        bias = expand_table(self.table, self.stride)
+        queries = [-(-n // self.stride) for n in grid]
+        size = (queries[0] * queries[1], grid[0] * grid[1])
+        if tuple(bias.shape[1:]) == size:
+            return bias
+        wide = bias[None].to(torch.promote_types(bias.dtype, torch.float32))
+        return F.interpolate(wide, size=size, mode='bicubic', align_corners=False)[0]
 
     def train(self, mode: bool = True) -> 'AttentionBias':
         self._expanded.clear()
@@ -105,7 +129,7 @@ class AttentionBias(nn.Module):
 
     def extra_repr(self) -> str:
         heads, rows, cols = self.table.shape
-        return f'heads={heads}, grid=({rows}, {cols})'
+        return f'heads={heads}, grid=({rows}, {cols}), stride={self.stride}, mode={self.mode}'
 
 
 class Attention(nn.Module):
@@ -114,18 +138,19 @@ class Attention(nn.Module):
     Args:
         channels: C.
         bias_grid: Rows and columns of the stored bias table.
+        bias_mode: One of ``BIAS_MODES``.
         heads: Attention heads.
         key_dim: Channels of a query or key, per head.
         value_dim: Channels of a value, per head.
     """
 
-    def __init__(self, channels: int, bias_grid: Grid, heads: int = 8, key_dim: int = 32,
-                 value_dim: int = 128):
+    def __init__(self, channels: int, bias_grid: Grid, bias_mode: str = 'offset', heads: int = 8,
+                 key_dim: int = 32, value_dim: int = 128):
         super().__init__()
         self.heads, self.split = heads, (key_dim, key_dim, value_dim)
         self.qkv = nn.Linear(channels, heads * sum(self.split))
         self.proj = nn.Linear(heads * value_dim, channels)
-        self.bias = AttentionBias(heads, bias_grid)
+        self.bias = AttentionBias(heads, bias_grid, mode=bias_mode)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -137,17 +162,122 @@ class Attention(nn.Module):
 class MB3D(nn.Module):
     """MetaBlock on tokens (B, N, C): attention, then an MLP (paper, eq. 4)."""
 
-    def __init__(self, channels: int, expansion: float, drop_path: float,
-                 layer_scale_init_value: float, bias_grid: Grid, act_cfg: dict):
+    def __init__(self, channels: int, hidden: int, drop_path: float,
+                 layer_scale_init_value: float, bias_grid: Grid, bias_mode: str, act_cfg: dict):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.token_mixer = Attention(channels, bias_grid)
+        self.token_mixer = Attention(channels, bias_grid, bias_mode)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = Mlp(channels, round(channels * expansion), act_cfg)
-        self.layer_scale1 = nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
-        self.layer_scale2 = nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
+        self.mlp = Mlp(channels, hidden, act_cfg)
+        self.layer_scale1 = layer_scale(channels, layer_scale_init_value)
+        self.layer_scale2 = layer_scale(channels, layer_scale_init_value)
         self.drop_path = StochasticDepth(drop_path, 'row')
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         x = x + self.drop_path(self.layer_scale1 * self.token_mixer(self.norm1(x), grid))
         return x + self.drop_path(self.layer_scale2 * self.mlp(self.norm2(x)))
+
+
+class StridedAttention(nn.Module):
+    """V2's attention on (B, C, H, W): on every ``stride``-th row and column, then
+    upsampled (V2, section 3.2 and 3.3).
+
+    Values gain a depthwise convolution of themselves, and scores are mixed among
+    the heads before and after the softmax (talking heads).
+
+    Args:
+        channels: C.
+        bias_grid: Rows and columns of the stored bias table, on the strided grid.
+        bias_mode: One of ``BIAS_MODES``.
+        stride: 2 in the third stage, 1 in the fourth.
+        heads: Attention heads.
+        key_dim: Channels of a query or key, per head.
+        value_dim: Channels of a value, per head.
+    """
+
+    def __init__(self, channels: int, bias_grid: Grid, bias_mode: str, stride: int,
+                 norm_cfg: dict, act_cfg: dict, heads: int = 8, key_dim: int = 32,
+                 value_dim: int = 128):
+        super().__init__()
+        self.heads, self.scale, self.stride = heads, key_dim ** -0.5, stride
+        keys, values = heads * key_dim, heads * value_dim
+        cfg = dict(norm_cfg=norm_cfg)
+        if stride > 1:
+            self.stride_conv = ConvNorm(channels, channels, 3, stride, groups=channels, **cfg)
+        self.q = ConvNorm(channels, keys, 1, **cfg)
+        self.k = ConvNorm(channels, keys, 1, **cfg)
+        self.v = ConvNorm(channels, values, 1, **cfg)
+        self.v_local = ConvNorm(values, values, 3, groups=values, **cfg)
+        self.talking_head1 = nn.Conv2d(heads, heads, 1)
+        self.talking_head2 = nn.Conv2d(heads, heads, 1)
+        self.act = build_act(act_cfg)
+        self.proj = ConvNorm(values, channels, 1, **cfg)
+        self.bias = AttentionBias(heads, bias_grid, mode=bias_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, cols = x.shape[2:]
+        if self.stride > 1:
+            x = self.stride_conv(x)
+        q, k = (to_heads(conv(x), self.heads) for conv in (self.q, self.k))
+        values = self.v(x)
+        scores = q @ k.transpose(2, 3) * self.scale + self.bias(x.shape[2:], q.dtype)
+        scores = self.talking_head2(self.talking_head1(scores).softmax(-1))
+        x = to_image(scores @ to_heads(values, self.heads), values) + self.v_local(values)
+        if self.stride > 1:
+            # An odd grid is cut, not squeezed: every pixel stays where an even grid has it.
+            x = F.interpolate(x, scale_factor=self.stride, mode='bilinear')[..., :rows, :cols]
+        return self.proj(self.act(x))
+
+
+class AttentionDownsample(nn.Module):
+    """V2's change of stage by attention: (B, C_in, 2H, 2W) to (B, C_out, H, W) (V2, section 3.3).
+
+    A strided convolution, to which attention is added whose queries are at every
+    second row and column: the pixel there plus a depthwise convolution around it.
+
+    Args:
+        in_channels, out_channels: C_in and C_out.
+        bias_grid: Rows and columns of the stored bias table, on the finer grid.
+        bias_mode: One of ``BIAS_MODES``.
+        heads: Attention heads.
+        key_dim: Channels of a query or key, per head.
+        value_dim: Channels of a value, per head.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias_grid: Grid, bias_mode: str,
+                 norm_cfg: dict, act_cfg: dict, heads: int = 8, key_dim: int = 16,
+                 value_dim: int = 64):
+        super().__init__()
+        self.heads = heads
+        keys, values = heads * key_dim, heads * value_dim
+        cfg = dict(norm_cfg=norm_cfg)
+        self.embed = ConvNorm(in_channels, out_channels, 3, 2, **cfg)
+        self.q_local = nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels)
+        self.q = ConvNorm(in_channels, keys, 1, **cfg)
+        self.k = ConvNorm(in_channels, keys, 1, **cfg)
+        self.v = ConvNorm(in_channels, values, 1, **cfg)
+        self.v_local = ConvNorm(values, values, 3, 2, groups=values, **cfg)
+        self.act = build_act(act_cfg)
+        self.proj = ConvNorm(values, out_channels, 1, **cfg)
+        self.bias = AttentionBias(heads, bias_grid, stride=2, mode=bias_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.v(x)
+        local = self.v_local(values)
+        q = to_heads(self.q(self.q_local(x) + x[..., ::2, ::2]), self.heads)
+        k, v = (to_heads(each, self.heads) for each in (self.k(x), values))
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=self.bias(x.shape[2:], q.dtype))
+        return self.embed(x) + self.proj(self.act(to_image(attended, local) + local))
+
+
+def to_heads(x: Tensor, heads: int) -> Tensor:
+    """Return (B, heads * D, H, W) as (B, heads, N, D), a view."""
+    return x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)
+
+
+def to_image(x: Tensor, like: Tensor) -> Tensor:
+    """Return (B, heads, N, D) as (B, heads * D, H, W), sized and laid out as ``like``."""
+    if like.is_contiguous():
+        return x.transpose(2, 3).flatten(1, 2).unflatten(2, like.shape[2:])
+    return x.transpose(1, 2).flatten(2).unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)

@@ -50,9 +50,10 @@ class ConvNorm(nn.Module):
     at stride 2, a norm, and an activation where ``act_cfg`` names one."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
-                 *, norm_cfg: dict, act_cfg: Optional[dict] = None):
+                 groups: int = 1, *, norm_cfg: dict, act_cfg: Optional[dict] = None):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2,
+                              groups=groups)
         self.norm = build_norm(norm_cfg, out_channels)
         self.act = build_act(act_cfg) if act_cfg else nn.Identity()
 
@@ -77,11 +78,18 @@ class PoolMixer(nn.Module):
 
 
 class ConvMlp(nn.Sequential):
-    """1 x 1 convolutions to ``hidden`` channels and back, each with its norm."""
+    """1 x 1 convolutions to ``hidden`` channels and back, each with its norm.
 
-    def __init__(self, channels: int, hidden: int, norm_cfg: dict, act_cfg: dict):
+    ``local`` puts a depthwise 3 x 3 between them: V2's unified FFN (V2, section 3.1).
+    """
+
+    def __init__(self, channels: int, hidden: int, norm_cfg: dict, act_cfg: dict,
+                 local: bool = False):
         super().__init__()
         self.expand = ConvNorm(channels, hidden, 1, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        if local:
+            self.mid = ConvNorm(hidden, hidden, 3, groups=hidden, norm_cfg=norm_cfg,
+                                act_cfg=act_cfg)
         self.project = ConvNorm(hidden, channels, 1, norm_cfg=norm_cfg)
 
 
@@ -95,16 +103,20 @@ class Mlp(nn.Sequential):
         self.project = nn.Linear(hidden, channels)
 
 
+def layer_scale(channels: int, init_value: float) -> nn.Parameter:
+    return nn.Parameter(torch.full((channels,), float(init_value)))
+
+
 class MB4D(nn.Module):
     """MetaBlock on (B, C, H, W): pooling mixer, then a convolutional MLP (paper, eq. 3)."""
 
-    def __init__(self, channels: int, expansion: float, drop_path: float,
+    def __init__(self, channels: int, hidden: int, drop_path: float,
                  layer_scale_init_value: float, norm_cfg: dict, act_cfg: dict):
         super().__init__()
         self.token_mixer = PoolMixer()
-        self.mlp = ConvMlp(channels, round(channels * expansion), norm_cfg, act_cfg)
-        self.layer_scale1 = nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
-        self.layer_scale2 = nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
+        self.mlp = ConvMlp(channels, hidden, norm_cfg, act_cfg)
+        self.layer_scale1 = layer_scale(channels, layer_scale_init_value)
+        self.layer_scale2 = layer_scale(channels, layer_scale_init_value)
         self.drop_path = StochasticDepth(drop_path, 'row')
 
     def forward(self, x: Tensor) -> Tensor:

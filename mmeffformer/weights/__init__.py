@@ -1,6 +1,6 @@
 """Checkpoints of every published EfficientFormer layout, read safely and whole."""
-from .layouts import LAYOUTS, convert
+from .layouts import LAYOUTS, LAYOUTS_V2, convert
 from .load import Report, load_weights
 from .read import read_checkpoint
 
-__all__ = ['LAYOUTS', 'Report', 'convert', 'load_weights', 'read_checkpoint']
+__all__ = ['LAYOUTS', 'LAYOUTS_V2', 'Report', 'convert', 'load_weights', 'read_checkpoint']

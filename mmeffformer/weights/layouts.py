@@ -13,88 +13,150 @@ embedding does too; ``attn``, ``b`` counted among the attention blocks;
 import re
 from dataclasses import dataclass
 from math import isqrt
-from typing import Dict, Iterable, List, Mapping, Tuple
+from typing import Dict, Iterable, Iterator, List, Mapping, Tuple
 
 from torch import Tensor
 
-from ..models.arch import STAGES, Arch
+from ..models.arch import STAGES, Arch, ArchV2
 
 NATIVE = 'mmeffformer'
 PAIR = ('.weight', '.bias')
 BATCH_NORM = PAIR + ('.running_mean', '.running_var', '.num_batches_tracked')
+TABLE = 'bias.table'
+LAYER_SCALES = ('.layer_scale1', '.layer_scale2')
 
-# Our templates, each with the leaves that are below it.
-STEM = {'stem.0.conv': PAIR, 'stem.0.norm': BATCH_NORM,
-        'stem.1.conv': PAIR, 'stem.1.norm': BATCH_NORM}
-DOWNSAMPLE = {'stages.{s}.downsample.conv': PAIR, 'stages.{s}.downsample.norm': BATCH_NORM}
-BLOCK = 'stages.{s}.blocks.{b}.'
-TABLE = 'token_mixer.bias.table'
-SCALES = {'layer_scale1': ('',), 'layer_scale2': ('',)}
-MB4D = {'mlp.expand.conv': PAIR, 'mlp.expand.norm': BATCH_NORM,
-        'mlp.project.conv': PAIR, 'mlp.project.norm': BATCH_NORM, **SCALES}
-MB3D = {'norm1': PAIR, 'token_mixer.qkv': PAIR, 'token_mixer.proj': PAIR, TABLE: ('',),
-        'norm2': PAIR, 'mlp.expand': PAIR, 'mlp.project': PAIR, **SCALES}
-OUT_NORM = {'out_norms.{s}': PAIR}
+
+def _conv_norm(*names: str) -> Dict[str, Tuple[str, ...]]:
+    return {f'{name}.{part}': leaves for name in names
+            for part, leaves in (('conv', PAIR), ('norm', BATCH_NORM))}
+
+
+def _at(where: str, names: Iterable[str]) -> Tuple[str, ...]:
+    return tuple(where + name for name in names)
+
+
+def _under(where: str, parts: Mapping[str, Tuple[str, ...]]) -> Dict[str, Tuple[str, ...]]:
+    return {where + name: leaves for name, leaves in parts.items()}
+
+
+# The parts of our networks: templates of keys, each with the leaves that are below it.
+_BLOCK = 'stages.{s}.blocks.{b}.'
+_SCALES = {'layer_scale1': ('',), 'layer_scale2': ('',)}
+PARTS = {
+    'stem': _conv_norm('stem.0', 'stem.1'),
+    'downsample': _conv_norm('stages.{s}.downsample'),
+    'mb4d': _under(_BLOCK, {**_conv_norm('mlp.expand', 'mlp.project'), **_SCALES}),
+    'mb3d': _under(_BLOCK, {
+        'norm1': PAIR, 'token_mixer.qkv': PAIR, 'token_mixer.proj': PAIR,
+        'token_mixer.bias.table': ('',), 'norm2': PAIR, 'mlp.expand': PAIR, 'mlp.project': PAIR,
+        **_SCALES}),
+    'ffn': _under(_BLOCK, {**_conv_norm('mlp.expand', 'mlp.mid', 'mlp.project'),
+                           'layer_scale2': ('',)}),
+    'attention': _under(_BLOCK, {
+        **_under('token_mixer.', {
+            **_conv_norm('q', 'k', 'v', 'v_local'), 'talking_head1': PAIR, 'talking_head2': PAIR,
+            **_conv_norm('proj'), 'bias.table': ('',)}),
+        'layer_scale1': ('',)}),
+    'stride': _under(_BLOCK, _conv_norm('token_mixer.stride_conv')),
+    'attention_downsample': _under('stages.{s}.downsample.', {
+        **_conv_norm('embed'), 'q_local': PAIR, **_conv_norm('q', 'k', 'v', 'v_local', 'proj'),
+        'bias.table': ('',)}),
+    'out_norm': {'out_norms.{s}': PAIR},
+}
+
+
+def _parts(arch: Arch) -> Iterator[Tuple[str, dict]]:
+    """Yield the parts of a network in order, each with the fields of its templates."""
+    v2, last = isinstance(arch, ArchV2), STAGES - 1
+    yield 'stem', {}
+    for s, (depth, attention) in enumerate(zip(arch.depths, arch.attention_blocks)):
+        stage = dict(s=s, even=2 * s, odd=2 * s - 1, group=(
+            'last_stage' if s == last else f'intermediate_stages.{2 * s}'))
+        if s:
+            yield 'attention_downsample' if v2 and s == last else 'downsample', stage
+        for b in range(depth):
+            attn = b - (depth - attention)
+            flat = b + (attn >= 0 and not v2)
+            block = dict(stage, b=b, flat=flat, after=flat + (s > 0), attn=attn)
+            if not v2:
+                yield 'mb3d' if attn >= 0 else 'mb4d', block
+                continue
+            if attn >= 0:
+                if s != last:
+                    yield 'stride', block
+                yield 'attention', block
+            yield 'ffn', block
+        yield 'out_norm', stage
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Their templates, in the order of ours above.
+    """Their templates for the parts of a network, in the order of ours in ``PARTS``.
 
     Attributes:
         name: What reports and errors call it.
-        stem, downsample: Templates of whole keys.
-        mb4d_at, mb3d_at: Where a block of the kind is.
-        mb4d, mb3d: Names inside a block.
-        out_norm: Norm of a stage's output, none in classifiers.
+        parts: ``{part: templates}``; a part that is not named is not there.
         unused: Patterns (fnmatch) of keys that a backbone has no use for.
         marker: Keys of which one must be there, for a layout that is another
-            one with parts added.
+            one with keys added.
+        scale_shape: What follows C in the shape of a layer scale.
     """
 
     name: str
-    stem: Tuple[str, ...]
-    downsample: Tuple[str, ...]
-    mb4d_at: str
-    mb4d: Tuple[str, ...]
-    mb3d_at: str
-    mb3d: Tuple[str, ...]
-    out_norm: Tuple[str, ...] = ()
+    parts: Mapping[str, Tuple[str, ...]]
     unused: Tuple[str, ...] = ()
     marker: Tuple[str, ...] = ()
+    scale_shape: Tuple[int, ...] = ()
 
     def table(self, arch: Arch) -> Dict[str, str]:
         """Return ``{our key: their key}`` of all tensors of ``arch``."""
-        keys = {}
+        return {ours.format(**fields) + leaf: theirs.format(**fields) + leaf
+                for part, fields in _parts(arch) if part in self.parts
+                for (ours, leaves), theirs in zip(PARTS[part].items(), self.parts[part])
+                for leaf in leaves}
 
-        def add(ours: Mapping, theirs: Tuple[str, ...], at: Tuple[str, str] = ('', ''), **fields):
-            for (our, leaves), their in zip(ours.items(), theirs):
-                for leaf in leaves:
-                    key, value = (a + name + leaf for a, name in zip(at, (our, their)))
-                    keys[key.format(**fields)] = value.format(**fields)
-
-        add(STEM, self.stem)
-        for s, (depth, attention) in enumerate(zip(arch.depths, arch.attention_blocks)):
-            where = dict(s=s, even=2 * s, odd=2 * s - 1, group=(
-                'last_stage' if s == STAGES - 1 else f'intermediate_stages.{2 * s}'))
-            if s:
-                add(DOWNSAMPLE, self.downsample, **where)
-            for b in range(depth):
-                attn = b - (depth - attention)
-                flat = b + (attn >= 0)
-                block = dict(where, b=b, flat=flat, after=flat + (s > 0), attn=attn)
-                if attn < 0:
-                    add(MB4D, self.mb4d, (BLOCK, self.mb4d_at), **block)
-                else:
-                    add(MB3D, self.mb3d, (BLOCK, self.mb3d_at), **block)
-            add(OUT_NORM, self.out_norm, **where)
-        return keys
-
-    def network_keys(self, keys: Iterable[str]) -> List[str]:
-        """Return those of ``keys`` that are of a stem, downsample or block in some arch."""
-        every = self.table(Arch((2,) * STAGES, (2,) * STAGES, (1,) * STAGES)).items()
+    def network_keys(self, keys: Iterable[str], arch: Arch) -> List[str]:
+        """Return those of ``keys`` that are of a stem, downsample or block in some arch
+        of the same version."""
+        attention = (0, 0, 1, 1) if isinstance(arch, ArchV2) else (1,) * STAGES
+        every = self.table(type(arch)((2,) * STAGES, (2,) * STAGES, attention)).items()
         known = {_unnumbered(key) for ours, key in every if not ours.startswith('out_norms.')}
         return [key for key in keys if _unnumbered(key) in known]
+
+    def from_theirs(self, ours: str, value: Tensor) -> Tensor:
+        """Return their tensor for our key as ours, bias tables as (heads, rows, cols).
+
+        Raises:
+            ValueError: A bias table which is not of a square grid.
+        """
+        if self.name == NATIVE:
+            return value
+        if ours.endswith(LAYER_SCALES) and value.shape[1:] == self.scale_shape:
+            return value.flatten()
+        if not ours.endswith(TABLE):
+            return value
+        side = isqrt(value.shape[-1]) if value.dim() == 2 else 0
+        if not side or side * side != value.shape[1]:
+            raise ValueError(f'bias table of shape {tuple(value.shape)}: expected '
+                             '(heads, n * n), the offsets of a square grid')
+        return value.unflatten(1, (side, side))
+
+    def to_theirs(self, ours: str, value: Tensor) -> Tensor:
+        """Return our tensor for our key as theirs.
+
+        Raises:
+            ValueError: A bias table of an oblong grid where theirs are of square ones.
+        """
+        if self.name == NATIVE:
+            return value
+        if ours.endswith(LAYER_SCALES):
+            return value.reshape(-1, *self.scale_shape)
+        if not ours.endswith(TABLE):
+            return value
+        if value.shape[1] != value.shape[2]:
+            raise ValueError(f'bias table of a {value.shape[1]} x {value.shape[2]} grid: '
+                             f'{self.name} holds tables of square grids only')
+        return value.flatten(1)
 
 
 def _unnumbered(key: str) -> str:
@@ -105,68 +167,108 @@ _MLP = ('mlp.fc1', 'mlp.norm1', 'mlp.fc2', 'mlp.norm2')
 _ATTENTION = ('norm1', 'token_mixer.qkv', 'token_mixer.proj', 'token_mixer.attention_biases',
               'norm2', 'mlp.fc1', 'mlp.fc2')
 _INDICES = ('*.attention_bias_idxs',)
+_DENSE_INDICES = _INDICES + ('*.attention_bias_idxs_seg', '*.attention_biases')
+_CLASSIFIER = ('norm.*', 'head.*', 'dist_head.*', 'head_dist.*')
+
+
+def _native(*parts: str) -> Layout:
+    return Layout(NATIVE, {part: tuple(PARTS[part]) for part in (*parts, 'out_norm')})
+
+
+def _seg(names: Iterable[str]) -> Tuple[str, ...]:
+    """The authors' detectors and segmentors add a bias table of their own grid and
+    never read ImageNet's, which their files hold as well."""
+    return tuple(name + '_seg' if name.endswith('attention_biases') else name for name in names)
+
 
 _OFFICIAL = dict(
     stem=('patch_embed.0', 'patch_embed.1', 'patch_embed.3', 'patch_embed.4'),
     downsample=('network.{odd}.proj', 'network.{odd}.norm'),
-    mb4d_at='network.{even}.{flat}.', mb4d=_MLP + ('layer_scale_1', 'layer_scale_2'),
-    mb3d_at='network.{even}.{flat}.')
+    mb4d=_at('network.{even}.{flat}.', _MLP + ('layer_scale_1', 'layer_scale_2')),
+    mb3d=_at('network.{even}.{flat}.', _ATTENTION + ('layer_scale_1', 'layer_scale_2')))
 _MMPRETRAIN = dict(
     stem=('patch_embed.0.conv', 'patch_embed.0.bn', 'patch_embed.1.conv', 'patch_embed.1.bn'),
     downsample=('network.{s}.0.conv', 'network.{s}.0.bn'),
-    mb4d_at='network.{s}.{after}.', mb4d=_MLP + ('ls1.weight', 'ls2.weight'),
-    mb3d_at='network.{s}.{after}.', mb3d=_ATTENTION + ('ls1.weight', 'ls2.weight'))
+    mb4d=_at('network.{s}.{after}.', _MLP + ('ls1.weight', 'ls2.weight')),
+    mb3d=_at('network.{s}.{after}.', _ATTENTION + ('ls1.weight', 'ls2.weight')))
 
 LAYOUTS = {layout.name: layout for layout in (
-    Layout(NATIVE, tuple(STEM), tuple(DOWNSAMPLE), BLOCK, tuple(MB4D), BLOCK, tuple(MB3D),
-           out_norm=tuple(OUT_NORM)),
-    Layout('official', **_OFFICIAL, mb3d=_ATTENTION + ('layer_scale_1', 'layer_scale_2'),
-           unused=_INDICES + ('norm.*', 'head.*', 'dist_head.*')),
-    # The authors' detectors and segmentors add a bias table of their own grid and
-    # never read ImageNet's, which their files hold as well.
-    Layout('official-dense', **_OFFICIAL,
-           mb3d=tuple(name + '_seg' if name.endswith('biases') else name for name in _ATTENTION)
-           + ('layer_scale_1', 'layer_scale_2'), out_norm=('norm{even}',),
-           unused=_INDICES + ('*.attention_bias_idxs_seg', '*.attention_biases'),
+    _native('stem', 'downsample', 'mb4d', 'mb3d'),
+    Layout('official', _OFFICIAL, unused=_INDICES + _CLASSIFIER),
+    Layout('official-dense',
+           dict(_OFFICIAL, mb3d=_seg(_OFFICIAL['mb3d']), out_norm=('norm{even}',)),
+           unused=_DENSE_INDICES,
            marker=('norm0.weight', 'norm2.weight', 'norm4.weight', 'norm6.weight')),
     # Alone, mmpretrain's norm3 is the LayerNorm before a classifier.
-    Layout('mmpretrain', **_MMPRETRAIN, unused=_INDICES + ('norm3.*',)),
-    Layout('mmpretrain-dense', **_MMPRETRAIN, out_norm=('norm{s}',), unused=_INDICES,
+    Layout('mmpretrain', _MMPRETRAIN, unused=_INDICES + ('norm3.*',)),
+    Layout('mmpretrain-dense', dict(_MMPRETRAIN, out_norm=('norm{s}',)), unused=_INDICES,
            marker=('norm0.weight', 'norm1.weight', 'norm2.weight')),
-    Layout('timm', ('stem.conv1', 'stem.norm1', 'stem.conv2', 'stem.norm2'),
-           ('stages.{s}.downsample.conv', 'stages.{s}.downsample.norm'),
-           'stages.{s}.blocks.{flat}.', _MLP + ('ls1.gamma', 'ls2.gamma'),
-           'stages.{s}.blocks.{flat}.', _ATTENTION + ('ls1.gamma', 'ls2.gamma'),
-           unused=_INDICES + ('norm.*', 'head.*', 'head_dist.*')),
-    Layout('transformers',
-           ('patch_embed.convolution1', 'patch_embed.batchnorm_before',
-            'patch_embed.convolution2', 'patch_embed.batchnorm_after'),
-           ('encoder.intermediate_stages.{odd}.projection',
-            'encoder.intermediate_stages.{odd}.norm'),
-           'encoder.{group}.meta4D_layers.blocks.{b}.',
-           ('mlp.convolution1', 'mlp.batchnorm_before', 'mlp.convolution2',
-            'mlp.batchnorm_after', 'layer_scale_1', 'layer_scale_2'),
-           'encoder.{group}.meta3D_layers.blocks.{attn}.',
-           ('layernorm1', 'token_mixer.qkv', 'token_mixer.projection',
+    Layout('timm', dict(
+        stem=('stem.conv1', 'stem.norm1', 'stem.conv2', 'stem.norm2'),
+        downsample=('stages.{s}.downsample.conv', 'stages.{s}.downsample.norm'),
+        mb4d=_at('stages.{s}.blocks.{flat}.', _MLP + ('ls1.gamma', 'ls2.gamma')),
+        mb3d=_at('stages.{s}.blocks.{flat}.', _ATTENTION + ('ls1.gamma', 'ls2.gamma'))),
+        unused=_INDICES + _CLASSIFIER),
+    Layout('transformers', dict(
+        stem=('patch_embed.convolution1', 'patch_embed.batchnorm_before',
+              'patch_embed.convolution2', 'patch_embed.batchnorm_after'),
+        downsample=('encoder.intermediate_stages.{odd}.projection',
+                    'encoder.intermediate_stages.{odd}.norm'),
+        mb4d=_at('encoder.{group}.meta4D_layers.blocks.{b}.', (
+            'mlp.convolution1', 'mlp.batchnorm_before', 'mlp.convolution2',
+            'mlp.batchnorm_after', 'layer_scale_1', 'layer_scale_2')),
+        mb3d=_at('encoder.{group}.meta3D_layers.blocks.{attn}.', (
+            'layernorm1', 'token_mixer.qkv', 'token_mixer.projection',
             'token_mixer.attention_biases', 'layernorm2', 'mlp.linear_in', 'mlp.linear_out',
-            'layer_scale_1', 'layer_scale_2'),
-           unused=_INDICES + ('layernorm.*',)),
+            'layer_scale_1', 'layer_scale_2'))),
+        unused=_INDICES + ('layernorm.*',)),
+)}
+
+_OFFICIAL_V2 = dict(
+    stem=_OFFICIAL['stem'], downsample=_OFFICIAL['downsample'],
+    ffn=_at('network.{even}.{b}.', (
+        'mlp.fc1', 'mlp.norm1', 'mlp.mid', 'mlp.mid_norm', 'mlp.fc2', 'mlp.norm2',
+        'layer_scale_2')),
+    attention=_at('network.{even}.{b}.', (
+        *(f'token_mixer.{name}.{i}' for name in ('q', 'k', 'v', 'v_local') for i in (0, 1)),
+        'token_mixer.talking_head1', 'token_mixer.talking_head2', 'token_mixer.proj.1',
+        'token_mixer.proj.2', 'token_mixer.attention_biases', 'layer_scale_1')),
+    stride=_at('network.{even}.{b}.token_mixer.', ('stride_conv.0', 'stride_conv.1')),
+    attention_downsample=_at('network.{odd}.', (
+        'conv', 'bn', 'attn.q.local.0', 'attn.q.proj.0', 'attn.q.proj.1',
+        *(f'attn.{name}.{i}' for name in ('k', 'v', 'v_local') for i in (0, 1)),
+        'attn.proj.1', 'attn.proj.2', 'attn.attention_biases')))
+_TIMM_V2 = dict(
+    stem=('stem.conv1.conv', 'stem.conv1.bn', 'stem.conv2.conv', 'stem.conv2.bn'),
+    downsample=('stages.{s}.downsample.conv.conv', 'stages.{s}.downsample.conv.bn'),
+    ffn=_at('stages.{s}.blocks.{b}.', (
+        *(f'mlp.{name}.{part}' for name in ('fc1', 'mid', 'fc2') for part in ('conv', 'bn')),
+        'ls2.gamma')),
+    attention=_at('stages.{s}.blocks.{b}.', (
+        *(f'token_mixer.{name}.{part}' for name in ('q', 'k', 'v', 'v_local')
+          for part in ('conv', 'bn')),
+        'token_mixer.talking_head1', 'token_mixer.talking_head2', 'token_mixer.proj.conv',
+        'token_mixer.proj.bn', 'token_mixer.attention_biases', 'ls1.gamma')),
+    stride=_at('stages.{s}.blocks.{b}.token_mixer.', ('stride_conv.conv', 'stride_conv.bn')),
+    attention_downsample=_at('stages.{s}.downsample.', (
+        'conv.conv', 'conv.bn', 'attn.q.local', 'attn.q.proj.conv', 'attn.q.proj.bn',
+        *(f'attn.{name}.{part}' for name in ('k', 'v', 'v_local', 'proj')
+          for part in ('conv', 'bn')),
+        'attn.attention_biases')))
+
+LAYOUTS_V2 = {layout.name: layout for layout in (
+    _native('stem', 'downsample', 'ffn', 'attention', 'stride', 'attention_downsample'),
+    Layout('official', _OFFICIAL_V2, unused=_INDICES + _CLASSIFIER, scale_shape=(1, 1)),
+    Layout('official-dense',
+           {part: _seg(names) for part, names in _OFFICIAL_V2.items()}, unused=_DENSE_INDICES,
+           marker=('network.5.attn.attention_biases_seg',), scale_shape=(1, 1)),
+    Layout('timm', _TIMM_V2, unused=_INDICES + _CLASSIFIER),
 )}
 
 
-def from_theirs(ours: str, value: Tensor, layout: str) -> Tensor:
-    """Return a tensor of ``layout`` as ours: bias tables (heads, n * n) become (heads, n, n).
-
-    Raises:
-        ValueError: A bias table which is not of a square grid.
-    """
-    if layout == NATIVE or not ours.endswith(TABLE):
-        return value
-    side = isqrt(value.shape[-1]) if value.dim() == 2 else 0
-    if not side or side * side != value.shape[1]:
-        raise ValueError(f'bias table of shape {tuple(value.shape)}: expected (heads, n * n), '
-                         'the offsets of a square grid')
-    return value.unflatten(1, (side, side))
+def layouts_of(arch: Arch) -> Dict[str, Layout]:
+    """Return the layouts that networks of the arch's version are published in, by name."""
+    return LAYOUTS_V2 if isinstance(arch, ArchV2) else LAYOUTS
 
 
 def convert(state_dict: Mapping[str, Tensor], arch: Arch, source: str,
@@ -176,28 +278,28 @@ def convert(state_dict: Mapping[str, Tensor], arch: Arch, source: str,
     Args:
         state_dict: Tensors of a backbone in layout ``source``, without prefix.
         arch: Its arch.
-        source, target: Names out of ``LAYOUTS``.
+        source, target: Names out of ``layouts_of(arch)``.
 
     Raises:
         ValueError: Unknown layout, a tensor of the arch which is missing, or a
             bias table of an oblong grid where the target knows square ones only.
     """
+    layouts = layouts_of(arch)
     for name in (source, target):
-        if name not in LAYOUTS:
-            raise ValueError(f'layout {name!r} is unknown; choose from {", ".join(LAYOUTS)}')
-    theirs, converted = LAYOUTS[target].table(arch), {}
-    for ours, key in LAYOUTS[source].table(arch).items():
+        if name not in layouts:
+            raise ValueError(f'layout {name!r} is unknown; choose from {", ".join(layouts)}')
+    source, target = layouts[source], layouts[target]
+    theirs, converted = target.table(arch), {}
+    for ours, key in source.table(arch).items():
         if key not in state_dict:
             if ours.startswith('out_norms.'):  # present where the backbone has them
                 continue
-            raise ValueError(f'{key} is missing, so this is not a whole {source} state dict of '
-                             f'widths={arch.widths}, depths={arch.depths}')
-        value = from_theirs(ours, state_dict[key], source)
-        if target != NATIVE and ours.endswith(TABLE):
-            if value.shape[1] != value.shape[2]:
-                raise ValueError(f'{key} is of a {value.shape[1]} x {value.shape[2]} grid: '
-                                 f'{target} holds tables of square grids only')
-            value = value.flatten(1)
+            raise ValueError(f'{key} is missing, so this is not a whole {source.name} state dict '
+                             f'of widths={arch.widths}, depths={arch.depths}')
         if ours in theirs:
-            converted[theirs[ours]] = value
+            try:
+                converted[theirs[ours]] = target.to_theirs(
+                    ours, source.from_theirs(ours, state_dict[key]))
+            except ValueError as error:
+                raise ValueError(f'{key} is a {error}') from error
     return converted

@@ -2,15 +2,15 @@
 import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Dict, List, Mapping, Optional, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Set, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
-from ..models.arch import ARCHS, Arch
+from ..models.arch import ARCHS, ARCHS_V2, Arch
 from ..models.attention import resample_table
 from .fetch import locate
-from .layouts import LAYOUTS, NATIVE, TABLE, Layout, from_theirs
+from .layouts import NATIVE, TABLE, Layout, layouts_of
 from .read import read_checkpoint
 
 # In the order of preference. Names of an average come last: the authors' training code stores
@@ -77,7 +77,7 @@ def load_weights(backbone: nn.Module, source: Union[str, os.PathLike, Mapping],
     backbone stay as they are. On any error the backbone is left as it was.
 
     Args:
-        backbone: An :class:`EfficientFormer`.
+        backbone: An :class:`EfficientFormer` or :class:`EfficientFormerV2`.
         source: A path, an http(s) URL, ``hf-hub:OWNER/NAME``, or a dict of tensors;
             with or without a wrapper such as ``state_dict``.
         prefix: What stands before the backbone's keys, such as ``backbone``; by
@@ -116,10 +116,10 @@ def _load(backbone: nn.Module, checkpoint: Mapping, name: str, prefix: Optional[
         present = {ours: _checked(state, theirs, ours, layout)
                    for ours, theirs in table.items() if theirs in state}
         _check_fit(wanted, table, present, [prefix + key for key in layout.network_keys(
-            key[len(prefix):] for key in unknown)])
+            (key[len(prefix):] for key in unknown), backbone.arch)])
     except ValueError as error:
         raise ValueError(f'{name} (layout {layout.name}) does not fit'
-                         f'{_other_arch(backbone.arch, state, layout, prefix)}: {error}. '
+                         f'{_other_arch(backbone.arch, state, prefix)}: {error}. '
                          'Nothing was loaded.') from error
 
     # Resampled here, since load_state_dict stops half way at an error in a module.
@@ -160,23 +160,24 @@ def _recognise(state: Mapping, arch: Arch, name: str,
         if not any(key.startswith(prefix) for key in state):
             raise ValueError(f'{name} has no keys under prefix {prefix!r}; it has '
                              f'{_some(sorted({key.split(".")[0] for key in state}))}')
-    found: Dict[Tuple[str, str], int] = {}
-    for layout in LAYOUTS.values():
+    layouts = layouts_of(arch)
+    found: Dict[Tuple[str, str], Tuple[int, bool]] = {}
+    for layout in layouts.values():
         table = layout.table(arch)
-        anchor = next(iter(table.values()))
-        at = {key[:-len(anchor)] for key in state if ('.' + key).endswith('.' + anchor)}
-        for before in at if prefix is None else at & {prefix}:
+        for before in _prefixes(state, next(iter(table.values())), prefix):
             if not layout.marker or any(before + key in state for key in layout.marker):
-                found[layout.name, before] = sum(before + key in state for key in table.values())
+                hits = sum(before + key in state for key in table.values())
+                found[layout.name, before] = hits, bool(layout.marker)
     best = [key for key, hits in found.items() if hits == max(found.values())]
     if not best:
         under = f' under prefix {prefix!r}' if prefix else ''
-        raise ValueError(f'{name} has no known layout{under}; accepted are {", ".join(LAYOUTS)}. '
+        under += _other_arch(arch, state, prefix)
+        raise ValueError(f'{name} has no known layout{under}; accepted are {", ".join(layouts)}. '
                          f'It starts with {_some(state)}')
     if len(best) > 1:
         raise ValueError(f'{name} holds more than one backbone; choose with prefix= one of '
                          f'{", ".join(sorted(repr(before) for _, before in best))}')
-    return LAYOUTS[best[0][0]], best[0][1]
+    return layouts[best[0][0]], best[0][1]
 
 
 def _checked(state: Mapping, key: str, ours: str, layout: Layout) -> Tensor:
@@ -189,7 +190,7 @@ def _checked(state: Mapping, key: str, ours: str, layout: Layout) -> Tensor:
         if not torch.isfinite(value).all():
             raise ValueError(f'{key} has values that are NaN or infinite')
     try:
-        return from_theirs(ours, value, layout.name)
+        return layout.from_theirs(ours, value)
     except ValueError as error:
         raise ValueError(f'{key} is a {error}') from error
 
@@ -220,19 +221,30 @@ def _check_fit(wanted: Mapping, table: Mapping, present: Mapping, foreign: List[
         raise ValueError(f'it lacks {_some(lacking)}')
 
 
-def _other_arch(arch: Arch, state: Mapping, layout: Layout, prefix: str) -> str:
+def _other_arch(arch: Arch, state: Mapping, prefix: Optional[str]) -> str:
     """Return what to say when ``state`` is of another named arch, '' when it is not."""
-    def fits(other: Arch) -> bool:
-        table = {ours: state.get(prefix + theirs) for ours, theirs in layout.table(other).items()
-                 if not ours.startswith('out_norms.') and ours.endswith('.weight')}
-        starts = ('stem.1', 'stages.1.downsample', 'stages.2.downsample', 'stages.3.downsample')
-        return all(isinstance(value, Tensor) for value in table.values()) and all(
-            len(table[f'{start}.conv.weight']) == width
-            for start, width in zip(starts, other.widths))
+    named = {**ARCHS, **ARCHS_V2}
 
-    own = next((name for name, other in ARCHS.items() if other == arch), 'another arch')
-    found = next((name for name, other in ARCHS.items() if other != arch and fits(other)), None)
+    def fits(other: Arch, layout: Layout) -> bool:
+        table = {ours: theirs for ours, theirs in layout.table(other).items()
+                 if not ours.startswith('out_norms.') and ours.endswith('.weight')}
+        weights = {before: {ours: state.get(before + theirs) for ours, theirs in table.items()}
+                   for before in _prefixes(state, next(iter(table.values())), prefix)}
+        return any(all(isinstance(value, Tensor) for value in each.values()) and all(
+            value.shape[1] == other.widths[int(ours[len('stages.')])]
+            for ours, value in each.items() if '.blocks.0.mlp.expand' in ours and value.dim() > 1)
+            for each in weights.values())
+
+    own = next((name for name, other in named.items() if other == arch), 'another arch')
+    found = next((name for name, other in named.items() if other != arch and any(
+        fits(other, layout) for layout in layouts_of(other).values())), None)
     return f', checkpoint is {found}, backbone is {own}' if found else ''
+
+
+def _prefixes(state: Mapping, anchor: str, prefix: Optional[str]) -> Set[str]:
+    """Return what stands before a layout's first key, ``prefix`` alone where one is given."""
+    at = {key[:-len(anchor)] for key in state if ('.' + key).endswith('.' + anchor)}
+    return at if prefix is None else at & {prefix}
 
 
 def _some(keys) -> str:

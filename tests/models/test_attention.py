@@ -29,6 +29,30 @@ def test_expansion_is_the_table_at_every_offset():
             assert torch.equal(bias[:, q, k], table[:, dy, dx])
 
 
+@pytest.mark.parametrize('rows, cols', [(4, 6), (5, 3)])
+def test_strided_queries_are_at_every_second_key(rows, cols):
+    table = torch.randn(2, rows, cols)
+    bias = expand_table(table, stride=2)
+    queries = [(y, x) for y in range(0, rows, 2) for x in range(0, cols, 2)]
+    assert bias.shape == (2, len(queries), rows * cols)
+    for i, (y, x) in enumerate(queries):
+        for k in range(rows * cols):
+            assert torch.equal(bias[:, i, k], table[:, abs(y - k // cols), abs(x - k % cols)])
+
+
+def test_legacy_mode_stretches_the_expanded_bias_as_a_picture():
+    bias = AttentionBias(2, (4, 4), stride=2, mode='legacy').eval()
+    nn.init.normal_(bias.table)
+    expanded = expand_table(bias.table, 2)
+    assert bias((4, 4), torch.float32).equal(expanded)
+    assert bias((2, 8), torch.float32).equal(expanded)  # as many tokens, whatever their grid
+    stretched = nn.functional.interpolate(expanded[None], (6, 24), mode='bicubic')[0]
+    with torch.no_grad():
+        assert bias((4, 6), torch.float32).equal(stretched)
+        assert bias((3, 8), torch.float64).dtype == torch.float64
+    assert not bias._expanded
+
+
 def test_resampling_keeps_zero_and_farthest_offset_and_is_linear_between():
     table = torch.tensor([[[0., 3., 9.], [1., 4., 10.]]])
     wide = resample_table(table, (3, 5))

@@ -12,13 +12,13 @@ from mmpretrain.models import EfficientFormer as MMPretrainEfficientFormer
 from timm.models.efficientformer import checkpoint_filter_fn
 from torch import nn
 
-from mmeffformer import EfficientFormer
-from mmeffformer.models import ARCHS
-from mmeffformer.weights import LAYOUTS, convert, load_weights
+from mmeffformer import EfficientFormer, EfficientFormerV2
+from mmeffformer.models import ARCHS, ARCHS_V2
+from mmeffformer.weights import LAYOUTS, LAYOUTS_V2, convert, load_weights
 
 DATA = Path(__file__).parents[1] / 'data'
 # Every tensor a backbone of the arch has, without output norms.
-TENSORS = {'l1': 274, 'l3': 447, 'l7': 635}
+TENSORS = {'l1': 274, 'l3': 447, 'l7': 635, 's0': 559, 's1': 713, 's2': 1045, 'l': 1377}
 RAW = dict(out_norm_cfg=None)
 
 
@@ -167,9 +167,7 @@ def test_transformers():
     assert {'classifier.weight', 'efficientformer.layernorm.bias'} < {*report.dropped}
 
 
-@torch.no_grad()
-def test_official_detector_against_its_own_outputs():
-    # The last level depends on how the bias is resized, the others do not.
+def test_official_detector_is_read_whole():
     state = {f'backbone.{key}': v for key, v in official('official_det_v1_l1').items()}
     net = EfficientFormer('l1', bias_grid=25)
     report = load_weights(net, {'state_dict': {**state, 'neck.w': torch.ones(1)}})
@@ -183,12 +181,48 @@ def test_official_detector_against_its_own_outputs():
     assert torch.equal(table, state[block + 'attention_biases_seg'].view(8, 25, 25))
     assert torch.equal(net.out_norms['2'].weight, state['backbone.norm4.weight'])
 
-    rng = np.random.default_rng(256 * 10007 + 320)
-    x = torch.from_numpy(rng.normal(0, 1, (1, 3, 256, 320)).astype(np.float32))
-    vectors = np.load(DATA / 'official_det_v1_l1_256x320_levels012.npz')
-    for i, level in enumerate(net.eval()(x)[:3]):
-        torch.testing.assert_close(level[:, ::7, ::3, ::5],
-                                   torch.from_numpy(vectors[f'level{i}']), rtol=1e-4, atol=1e-4)
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, height, width', [
+    ('official_det_v1_l1', 256, 320), ('official_seg_v1_l1', 256, 320),
+    ('official_det_v2_s0', 256, 320), ('official_seg_v2_s0', 256, 384)])
+def test_legacy_mode_gives_the_outputs_of_the_authors_dense_networks(name, height, width):
+    kind = EfficientFormerV2 if 'v2' in name else EfficientFormer
+    grid = 25 if 'det' in name else 16
+    x = np.random.default_rng(height * 10007 + width).normal(0, 1, (1, 3, height, width))
+    x = torch.from_numpy(x.astype(np.float32))
+    vectors = np.load(DATA / f'{name}_{height}x{width}.npz')
+    worst = {}
+    for mode in ('legacy', 'offset'):
+        net = kind(name[-2:], bias_grid=grid, bias_mode=mode).eval()
+        load_weights(net, official(name))
+        levels = net(x)
+        assert [tuple(level.shape) for level in levels] == [
+            tuple(vectors[f'shape{i}']) for i in range(4)]
+        errors = [(level[:, ::7, ::3, ::5] - torch.from_numpy(vectors[f'level{i}'])).abs().max()
+                  / np.abs(vectors[f'level{i}']).max() for i, level in enumerate(levels)]
+        worst[mode] = max(errors).item()
+    assert worst['legacy'] < 1e-5
+    assert worst['offset'] > 1e-3  # so the vectors do tell the modes apart
+
+
+@pytest.mark.parametrize('task, grid', [('det', 25), ('seg', 16)])
+@pytest.mark.parametrize('arch', [*ARCHS, *ARCHS_V2])
+def test_every_dense_layout_of_the_authors_loads_completely(arch, task, grid):
+    version, kind = ('v1', EfficientFormer) if arch in ARCHS else ('v2', EfficientFormerV2)
+    state = official(f'official_{task}_{version}_{arch}')
+    net = kind(arch, bias_grid=grid, bias_mode='legacy')
+    report = load_weights(net, state)
+    assert report.layout == 'official-dense'
+    assert len(report.loaded) == len(net.state_dict()) == TENSORS[arch] + 8 * (version == 'v1')
+    assert not report.resampled and not report.unknown and not report.missing
+    assert all(key.rsplit('.')[-1] in ('attention_biases', 'attention_bias_idxs',
+                                       'attention_bias_idxs_seg') for key in report.dropped)
+    ours = convert(state, net.arch, 'official-dense', 'mmeffformer')
+    assert ours.keys() == net.state_dict().keys()
+    back = convert(ours, net.arch, 'mmeffformer', 'official-dense')
+    assert back.keys() == state.keys() - {*report.dropped}
+    assert all(torch.equal(value, state[key]) for key, value in back.items())
 
 
 def test_official_segmentor_has_its_own_grid():
@@ -197,6 +231,46 @@ def test_official_segmentor_has_its_own_grid():
     assert not load_weights(net, state).resampled
     table = net.stages[3].blocks[3].token_mixer.bias.table
     assert torch.equal(table.flatten(1), state['network.6.4.token_mixer.attention_biases_seg'])
+
+
+@pytest.mark.parametrize('arch', [*ARCHS_V2])
+@pytest.mark.parametrize('layout', ['timm', 'official'])
+def test_tables_name_exactly_the_tensors_of_v2(layout, arch):
+    with torch.device('meta'):
+        shapes = json.loads((DATA / 'keys' / f'official_cls_v2_{arch}.json').read_text())
+        if layout == 'timm':
+            shapes = {key: v.shape for key, v in timm.create_model(
+                f'efficientformerv2_{arch}').state_dict().items()}
+        ours = EfficientFormerV2(arch).state_dict()
+    table = LAYOUTS_V2[layout].table(ARCHS_V2[arch])
+    assert table.keys() == ours.keys()
+    assert len({*table.values()}) == len(ours) == TENSORS[arch]
+    for our, their in table.items():
+        count = ours[our].numel()
+        assert int(np.prod(shapes[their])) == count, (our, their)
+    rest = {key for key in shapes if key not in table.values()}
+    assert all('bias_idxs' in key or key.split('.')[0] in (
+        'norm', 'head', 'head_dist', 'dist_head') for key in rest)
+
+
+@torch.no_grad()
+def test_official_v2_and_timm_v2():
+    state = official('official_cls_v2_s0')
+    net = EfficientFormerV2('s0')
+    report = load_weights(net, {'model': state})
+    theirs = timm.create_model('efficientformerv2_s0', num_classes=0)
+    missing, unexpected = theirs.load_state_dict(
+        convert(state, net.arch, 'official', 'timm'), strict=False)
+    assert not unexpected
+    assert all(key.startswith('norm.') or key.endswith('idxs') for key in missing)
+    theirs.double().eval()
+    expected = theirs.forward_intermediates(image(), intermediates_only=True)
+    assert_same_features(net, expected)
+    assert (report.layout, report.prefix) == ('official', 'model')
+    assert len(report.loaded) == TENSORS['s0'] and not report.unknown and not report.missing
+    again = EfficientFormerV2('s0')
+    assert load_weights(again, theirs.float().state_dict()).layout == 'timm'
+    assert_same_features(again, expected)
 
 
 @pytest.mark.parametrize('arch', ['l1', 'l3', 'l7'])
@@ -244,10 +318,27 @@ def test_anchor_keys():
         == 'encoder.last_stage.meta3D_layers.blocks.0.mlp.linear_in.weight'
 
 
-@pytest.mark.parametrize('layout', [name for name in LAYOUTS if name != 'mmeffformer'])
-def test_round_trip_is_bit_exact(layout):
-    net = EfficientFormer(dict(widths=(8, 16, 24, 32), depths=(1, 2, 1, 3),
-                               attention_blocks=(0, 0, 0, 2)))
+def test_anchor_keys_of_v2():
+    def of(layout, ours):
+        return LAYOUTS_V2[layout].table(ARCHS_V2['s0'])[ours]
+
+    assert of('official', 'stages.2.blocks.4.token_mixer.stride_conv.norm.bias') \
+        == 'network.4.4.token_mixer.stride_conv.1.bias'
+    assert of('official', 'stages.3.downsample.bias.table') == 'network.5.attn.attention_biases'
+    assert of('official-dense', 'stages.3.blocks.2.token_mixer.bias.table') \
+        == 'network.6.2.token_mixer.attention_biases_seg'
+    assert of('timm', 'stages.3.downsample.q_local.weight') \
+        == 'stages.3.downsample.attn.q.local.weight'
+    assert of('timm', 'stages.3.blocks.1.mlp.mid.norm.running_mean') \
+        == 'stages.3.blocks.1.mlp.mid.bn.running_mean'
+
+
+@pytest.mark.parametrize('kind, layout', [
+    (kind, name) for kind, layouts in ((EfficientFormer, LAYOUTS), (EfficientFormerV2, LAYOUTS_V2))
+    for name in layouts if name != 'mmeffformer'])
+def test_round_trip_is_bit_exact(kind, layout):
+    net = kind(dict(widths=(8, 16, 24, 32), depths=(1, 2, 1, 3), attention_blocks=(0, 0, 0, 2)),
+               **{} if kind is EfficientFormer else RAW)
     arch = net.arch
     state = {key: value(key, tuple(v.shape)) for key, v in net.state_dict().items()}
     theirs = convert(state, arch, 'mmeffformer', layout)
@@ -265,7 +356,7 @@ def test_convert_errors():
     state = net.state_dict()
     with pytest.raises(ValueError, match="layout 'tim' is unknown; choose from mmeffformer, off"):
         convert(state, arch, 'mmeffformer', 'tim')
-    with pytest.raises(ValueError, match='is of a 3 x 4 grid: timm holds tables of square grids'):
+    with pytest.raises(ValueError, match='a bias table of a 3 x 4 grid: timm holds tables of'):
         convert(state, arch, 'mmeffformer', 'timm')
     with pytest.raises(ValueError, match='stem.conv1.weight is missing, so this is not a whole'):
         convert({}, arch, 'timm', 'mmeffformer')

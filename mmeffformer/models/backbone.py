@@ -1,0 +1,179 @@
+"""What both EfficientFormers share: stages at strides 4 to 32, run, frozen and initialised.
+
+Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
+"""
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import PretrainedInit
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from .arch import STAGES, Arch
+from .attention import BIAS_MODES, MB3D, Grid
+from .layers import build_norm
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Stage(nn.Module):
+    """An embedding of stride 2 (but in the first stage), and blocks, those on tokens last.
+
+    The change from (B, C, H, W) to tokens happens once, before the first MB3D.
+    """
+
+    def __init__(self, downsample: Optional[nn.Module], blocks: Sequence[nn.Module],
+                 with_cp: bool = False):
+        super().__init__()
+        self.downsample = downsample or nn.Identity()
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, 2H, 2W) to (B, C, H, W), memory format kept."""
+        x = self.downsample(x)
+        conv_blocks = [block for block in self.blocks if not isinstance(block, MB3D)]
+        for block in conv_blocks:
+            x = self._run(block, x)
+        if len(conv_blocks) == len(self.blocks):
+            return x
+        grid, rowwise = x.shape[2:], x.is_contiguous()
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+        for block in self.blocks[len(conv_blocks):]:
+            tokens = self._run(block, tokens, grid)
+        x = tokens.unflatten(1, grid).permute(0, 3, 1, 2)  # channels_last, without a copy
+        return x.contiguous() if rowwise else x
+
+    def _run(self, block: nn.Module, x: Tensor, *args) -> Tensor:
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, *args, use_reentrant=False)
+        return block(x, *args)
+
+
+class Backbone(BaseModule):
+    """Four stages behind a stem, at strides 4, 8, 16 and 32.
+
+    Input: float (B, in_channels, H, W) with any H, W >= 32. Output: a tuple of
+    (B, C_i, ceil(H / s_i), ceil(W / s_i)) for the strides s = 4, 8, 16, 32 at
+    ``out_indices``. Attributes ``out_channels`` and ``out_strides`` list C_i
+    and s_i in that order.
+
+    Args:
+        arch: The network's arch.
+        stem: Maps (B, in_channels, H, W) to (B, widths[0], H / 4, W / 4).
+        stages: A :class:`Stage` for each of the arch's.
+        Others: See :class:`EfficientFormer`.
+    """
+
+    archs: Dict[str, Arch] = {}  # a subclass's named archs
+
+    def __init__(self, arch: Arch, stem: nn.Module, stages: Sequence[Stage], in_channels: int,
+                 out_indices: Sequence[int], out_norm_cfg: Optional[dict], frozen_stages: int,
+                 norm_eval: bool, init_cfg: Union[dict, List[dict], None]):
+        super().__init__(init_cfg)
+        if frozen_stages not in range(-1, STAGES + 1):
+            raise ValueError(f'frozen_stages={frozen_stages!r}: expected -1 (none) to {STAGES}')
+        self.arch = arch
+        self.in_channels = in_channels
+        self.out_indices = _check_out_indices(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.out_norms = nn.ModuleDict({
+            str(i): build_norm(out_norm_cfg, arch.widths[i]) for i in self.out_indices
+        } if out_norm_cfg else {})
+        # Stages after the last output never run: kept, for whole checkpoints, but not trained.
+        self.stages[self.out_indices[-1] + 1:].requires_grad_(False)
+        self._freeze()
+
+    @property
+    def out_channels(self) -> Tuple[int, ...]:
+        return tuple(self.arch.widths[i] for i in self.out_indices)
+
+    @property
+    def out_strides(self) -> Tuple[int, ...]:
+        return tuple(STRIDES[i] for i in self.out_indices)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        self._check_input(x)
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages[:self.out_indices[-1] + 1]):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(self.out_norms[str(i)](x) if self.out_norms else x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> 'Backbone':
+        super().train(mode)
+        if mode:
+            self._freeze()
+            if self.norm_eval:
+                for module in self.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    def init_weights(self):
+        """As mmengine's, but ``Pretrained`` loads any published layout."""
+        cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
+        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        if self.is_init or not pretrained:
+            return super().init_weights()
+        from ..weights import load_weights  # weights builds on models
+        init_cfg, self.init_cfg = self.init_cfg, [cfg for cfg in cfgs if cfg not in pretrained]
+        super().init_weights()
+        self.init_cfg = init_cfg
+        for cfg in pretrained:
+            report = load_weights(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
+            print_log(str(report), logger='current')
+
+    def _freeze(self):
+        frozen = [self.stem, *self.stages[:self.frozen_stages]] if self.frozen_stages >= 0 else []
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def _check_input(self, x: Tensor):
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'input of shape {tuple(x.shape)}: expected '
+                             f'(batch, {self.in_channels}, height, width)')
+        if x.shape[2] < STRIDES[-1] or x.shape[3] < STRIDES[-1]:
+            raise ValueError(f'input of {x.shape[2]} x {x.shape[3]} px (height x width): '
+                             f'both must be at least {STRIDES[-1]}; resize or pad the image')
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
+    given = tuple(out_indices) if isinstance(out_indices, (tuple, list)) else ()
+    if not given or any(i not in range(STAGES) for i in given) or list(given) != sorted({*given}):
+        raise ValueError(f'out_indices={out_indices!r}: expected one or more of '
+                         f'{tuple(range(STAGES))}, in increasing order')
+    return given
+
+
+def check_in_channels(in_channels: int) -> int:
+    if not isinstance(in_channels, int) or in_channels < 1:
+        raise ValueError(f'in_channels={in_channels!r}: expected a positive integer')
+    return in_channels
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> List[List[float]]:
+    """Return each stage's rates, which grow linearly from 0 at the first block to ``rate``."""
+    if not 0 <= rate < 1:
+        raise ValueError(f'drop_path_rate={rate!r}: expected 0 <= rate < 1')
+    return [[rate * (sum(depths[:i]) + j) / (sum(depths) - 1) for j in range(depth)]
+            for i, depth in enumerate(depths)]
+
+
+def check_bias(bias_grid: Union[int, Grid], bias_mode: str) -> Grid:
+    """Return the grid as (rows, cols)."""
+    if bias_mode not in BIAS_MODES:
+        raise ValueError(f'bias_mode={bias_mode!r}: expected one of {", ".join(BIAS_MODES)}')
+    grid = tuple(bias_grid) if isinstance(bias_grid, (tuple, list)) else (bias_grid, bias_grid)
+    if len(grid) != 2 or not all(isinstance(n, int) and n >= 1 for n in grid):
+        raise ValueError(f'bias_grid={bias_grid!r}: expected a positive integer or (rows, cols)')
+    return grid

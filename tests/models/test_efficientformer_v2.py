@@ -1,0 +1,170 @@
+"""The V2 backbone against timm's networks, and its attention on odd grids against the formula."""
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from helpers import assert_close, assert_gradients_close, image
+
+from mmeffformer import EfficientFormerV2, load_weights
+from mmeffformer.models.attention import AttentionDownsample, StridedAttention, expand_table
+
+NORM, ACT = dict(type='BN'), dict(type='GELU')
+
+
+def timm_twin(arch: str, randomize, size=(224, 224)):
+    """Return timm's network for images of ``size`` with random weights and ours with
+    the same, both float64."""
+    theirs = timm.create_model(f'efficientformerv2_{arch}', img_size=size)
+    randomize(theirs).double().train()
+    for norm in theirs.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = 1
+    with torch.no_grad():  # statistics of real activations, so that no softmax saturates
+        theirs(image(*size, dtype=torch.float64))
+    theirs.eval()
+    grid = tuple(-(-n // 32) for n in size)
+    ours = EfficientFormerV2(arch, bias_grid=grid).double().eval()
+    names = {}  # our tables and theirs, of oblong grids where checkpoints hold square ones
+    for i, stage in enumerate(ours.stages):
+        for key, _ in stage.named_parameters():
+            if key.endswith('bias.table'):
+                their = key.replace('bias.table', 'attention_biases')
+                names[f'stages.{i}.{key}'] = f'stages.{i}.' + (
+                    their.replace('downsample.', 'downsample.attn.'))
+    state = theirs.state_dict()
+    load_weights(ours, {key: value.new_zeros(8, 49) if key in names.values() else value
+                        for key, value in state.items()})
+    parameters = dict(ours.named_parameters())
+    assert len(names) == sum(ours.arch.attention_blocks) + 1
+    for our, their in names.items():
+        parameters[our].data = state[their].clone().view_as(parameters[our])
+    return theirs, ours
+
+
+@pytest.mark.parametrize('arch', ['s0', 's1', 's2', 'l'])
+def test_features_equal_timm_at_224(arch, randomize):
+    theirs, ours = timm_twin(arch, randomize)
+    x = image(224, 224, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(x, intermediates_only=True)
+        assert_close(ours(x), expected, 1e-9)
+
+
+@pytest.mark.parametrize('size', [(160, 288), (384, 128), (512, 512)])
+def test_features_equal_timm_built_for_another_size(size, randomize):
+    theirs, ours = timm_twin('s0', randomize, size)
+    x = image(*size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(x, intermediates_only=True)
+        assert_close(ours(x), expected, 1e-9)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_gradients_of_every_parameter_equal_timm(train, randomize):
+    theirs, ours = timm_twin('s0', randomize, (96, 96))
+    theirs.train(train)
+    ours.train(train)
+    x = image(96, 96, batch=4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    loss = {}
+    for model, features in ((theirs, theirs.forward_intermediates(x, intermediates_only=True)),
+                            (ours, ours(x))):
+        generator.manual_seed(0)
+        loss[model] = sum((f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum()
+                          for f in features)
+        loss[model].backward()
+    torch.testing.assert_close(loss[ours], loss[theirs])
+    # Gradients have the names and shapes of weights, so loading renames them.
+    expected = EfficientFormerV2('s0', bias_grid=3).double()
+    load_weights(expected, {**theirs.state_dict(), **{
+        key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}})
+    # A bias has no effect on what a BatchNorm in training makes of it, nor one that is
+    # the same for all keys on a softmax.
+    zero = ['k.conv.bias', 'k.norm.bias', 'talking_head1.bias'] + [
+        'conv.bias', 'q_local.bias', 'stride_conv.norm.bias'] * train
+    assert_gradients_close(ours, expected, zero_in_training=zero)
+
+
+@pytest.mark.parametrize('arch, classifier', [
+    ('s0', 3_600_256), ('s1', 6_185_560), ('s2', 12_710_112), ('l', 26_322_288)])
+def test_parameters_as_published(arch, classifier):
+    # The published counts include a BatchNorm and two linear heads for 1000 classes.
+    backbone = EfficientFormerV2(arch)
+    channels = backbone.out_channels[-1]
+    top = 2 * channels + 2 * (channels * 1000 + 1000)
+    assert sum(p.numel() for p in backbone.parameters()) + top == classifier
+
+
+@pytest.mark.parametrize('stride, size', [(2, (5, 7)), (2, (5, 4)), (1, (3, 5))])
+def test_attention_on_odd_grids_is_its_formula(stride, size, randomize):
+    grid = tuple(-(-n // stride) for n in size)
+    mixer = randomize(StridedAttention(6, grid, 'offset', stride, NORM, ACT, heads=2, key_dim=3,
+                                       value_dim=4)).double().eval()
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    inner = mixer.stride_conv(x) if stride > 1 else x
+    q, k, v = (conv(inner).flatten(2) for conv in (mixer.q, mixer.k, mixer.v))
+    scores = torch.stack([
+        torch.einsum('bdq,bdk->bqk', q[:, 3 * h:3 * h + 3], k[:, 3 * h:3 * h + 3]) / 3 ** .5
+        + expand_table(mixer.bias.table)[h] for h in range(2)], 1)
+    mixed = torch.einsum('oh,bhqk->boqk', mixer.talking_head1.weight[..., 0, 0], scores) \
+        + mixer.talking_head1.bias[:, None, None]
+    mixed = torch.einsum('oh,bhqk->boqk', mixer.talking_head2.weight[..., 0, 0],
+                         mixed.softmax(-1)) + mixer.talking_head2.bias[:, None, None]
+    out = torch.cat([torch.einsum('bqk,bdk->bdq', mixed[:, h], v[:, 4 * h:4 * h + 4])
+                     for h in range(2)], 1)
+    out = out.view(2, 8, *grid) + mixer.v_local(v.view(2, 8, *grid))
+    if stride > 1:
+        out = F.interpolate(out, [2 * n for n in grid], mode='bilinear')[..., :size[0], :size[1]]
+    assert_close([mixer(x)], [mixer.proj(F.gelu(out))], 1e-9)
+
+
+@pytest.mark.parametrize('size', [(5, 7), (4, 3), (6, 4)])
+def test_attention_downsampling_on_odd_grids_is_its_formula(size, randomize):
+    down = randomize(AttentionDownsample(6, 10, size, 'offset', NORM, ACT, heads=2, key_dim=3,
+                                         value_dim=4)).double().eval()
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    q, k, v = down.q(down.q_local(x) + x[:, :, ::2, ::2]), down.k(x), down.v(x)
+    rows, cols = q.shape[2:]
+    out = torch.empty(2, 8, rows, cols, dtype=torch.float64)
+    for h in range(2):
+        for y in range(rows):
+            for z in range(cols):
+                dy = (2 * y - torch.arange(size[0])).abs()
+                dz = (2 * z - torch.arange(size[1])).abs()
+                scores = (q[:, 3 * h:3 * h + 3, y, z, None, None]
+                          * k[:, 3 * h:3 * h + 3]).sum(1) / 3 ** .5
+                scores = scores + down.bias.table[h][dy][:, dz]
+                weights = scores.flatten(1).softmax(-1)
+                out[:, 4 * h:4 * h + 4, y, z] = torch.einsum(
+                    'bk,bdk->bd', weights, v[:, 4 * h:4 * h + 4].flatten(2))
+    expected = down.embed(x) + down.proj(F.gelu(out + down.v_local(v)))
+    assert_close([down(x)], [expected], 1e-9)
+
+
+def test_odd_grids_agree_with_even_ones_where_they_overlap(randomize):
+    """A picture without its last pixels gives the same features far from its border."""
+    backbone = randomize(EfficientFormerV2('s0', out_indices=(2,))).double().eval()
+    for stage in backbone.stages:  # attention sees the whole picture; leave only what is local
+        for block in stage.blocks:
+            if block.token_mixer is not None:
+                block.token_mixer.v.conv.weight.data.zero_()
+                block.token_mixer.v.norm.weight.data.zero_()
+    x = image(448, 448, dtype=torch.float64)
+    with torch.no_grad():
+        whole, = backbone(x)
+        part, = backbone(x[..., :432, :432])  # 27 x 27 pixels at stride 16
+    assert part.shape[2:] == (27, 27)
+    assert_close([part[..., :8, :8]], [whole[..., :8, :8]], 1e-9)
+
+
+def test_expansion_of_each_block():
+    backbone = EfficientFormerV2('s1')
+    hidden = [[block.mlp.expand.conv.out_channels // width for block in stage.blocks]
+              for stage, width in zip(backbone.stages, backbone.arch.widths)]
+    assert hidden == [[4, 4, 4], [4, 4, 4], [4, 4, 3, 3, 3, 3, 4, 4, 4], [4, 4, 3, 3, 4, 4]]
+
+
+def test_attention_in_the_first_stages_is_refused():
+    with pytest.raises(ValueError, match='has attention in its last two stages only'):
+        EfficientFormerV2(dict(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1),
+                               attention_blocks=(0, 1, 1, 1)))
