@@ -1,5 +1,13 @@
 """Functions shared by tests."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Optional
+
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def image(height: int, width: int, batch: int = 1, dtype=torch.float32) -> torch.Tensor:
@@ -26,3 +34,14 @@ def assert_gradients_close(ours, expected, relative: float = 1e-5, zero_in_train
         assert largest > floor or key.endswith(tuple(zero_in_training)), key
         torch.testing.assert_close(actual[key].grad, gradient.detach(), rtol=0,
                                    atol=relative * max(largest, floor), msg=key)
+
+
+def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
+    """Run a tool with this interpreter and return what it printed. It has to end with the
+    exit code ``expect``, or any that says it failed."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+                          env={**os.environ, **(env or {})})
+    good = done.returncode == expect if expect is not None else done.returncode
+    assert good, done.stdout[-3000:]
+    return done.stdout

@@ -5,6 +5,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..models.attention import AttentionBias
 from .read import read_checkpoint
 
 
@@ -28,13 +29,25 @@ def check_fit(model: nn.Module, path: str) -> None:
     on with weights that are partly random. Bias tables of another grid do fit.
 
     Raises:
-        ValueError: Tensors are missing or of another shape, or the file cannot be
-            read safely (see :func:`read_model`).
+        ValueError: Tensors are missing or of another shape, the weights were trained
+            in another ``bias_mode``, or the file cannot be read safely (see
+            :func:`read_model`).
     """
     checkpoint = read_model(path)
     state = checkpoint.get('state_dict', checkpoint)
+    check_state(state, model.state_dict(), path)
+    trained = checkpoint.get('meta', {}).get('bias_mode')
+    modes = {module.mode for module in model.modules() if isinstance(module, AttentionBias)}
+    if trained and modes and modes != {trained}:
+        raise ValueError(f'checkpoint {path} was trained with bias_mode={trained!r}, the config '
+                         f'has {modes.pop()!r}, which would give other results. Add --cfg-options '
+                         f'model.backbone.bias_mode={trained}')
+
+
+def check_state(state: Mapping, model_state: Mapping, path: str) -> None:
+    """Raise a ValueError unless ``state``, of the file ``path``, has all of ``model_state``."""
     state = {key[7:] if key.startswith('module.') else key: value for key, value in state.items()}
-    wanted = {key: value for key, value in model.state_dict().items()
+    wanted = {key: value for key, value in model_state.items()
               if not key.endswith('.num_batches_tracked')}
     missing = [key for key in wanted if key not in state]
 

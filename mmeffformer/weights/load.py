@@ -99,7 +99,7 @@ def load_weights(backbone: nn.Module, source: Union[str, os.PathLike, Mapping],
 
 
 def _load(backbone: nn.Module, checkpoint: Mapping, name: str, prefix: Optional[str]) -> Report:
-    wrapper, state, others, prefix = _unwrap(checkpoint, prefix)
+    wrapper, state, others, prefix = unwrap(checkpoint, prefix)
     layout, prefix = _recognise(state, backbone.arch, name, prefix)
     wanted = backbone.state_dict()
     table = layout.table(backbone.arch)
@@ -135,7 +135,7 @@ def _load(backbone: nn.Module, checkpoint: Mapping, name: str, prefix: Optional[
         missing=tuple(key for key in wanted if key not in new), others=others)
 
 
-def _unwrap(checkpoint: Mapping, prefix: Optional[str]):
+def unwrap(checkpoint: Mapping, prefix: Optional[str]):
     """Return the wrapper's name, what it holds, other wrappers there and the prefix left."""
     state, path, others = checkpoint, [], ()
     while True:

@@ -1,6 +1,5 @@
 """Every published layout against the network it belongs to."""
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import timm
 import torch
 import transformers
 from mmpretrain.models import EfficientFormer as MMPretrainEfficientFormer
+from official import official, value
 from timm.models.efficientformer import checkpoint_filter_fn
 from torch import nn
 
@@ -22,26 +22,6 @@ TENSORS = {'l1': 274, 'l3': 447, 'l7': 635, 's0': 559, 's1': 713, 's2': 1045, 'l
 RAW = dict(out_norm_cfg=None)
 
 
-def value(key: str, shape) -> torch.Tensor:
-    """Return values that depend on the key alone (the recipe behind the parity vectors)."""
-    rng, name = np.random.default_rng(zlib.crc32(key.encode())), key.rsplit('.', 1)[-1]
-    if name == 'num_batches_tracked':
-        array = np.zeros(shape, np.int64)
-    elif name == 'running_var':
-        array = rng.uniform(.5, 1.5, shape)
-    elif 'layer_scale' in name or name == 'gamma' or '.ls' in key:
-        array = rng.uniform(.1, .5, shape)
-    elif name.startswith('attention_biases'):
-        array = rng.normal(0, 1, shape)
-    elif name == 'weight' and len(shape) == 1:
-        array = 1 + rng.normal(0, .1, shape)
-    elif name == 'weight':
-        array = rng.normal(0, int(np.prod(shape[1:])) ** -.5, shape)
-    else:
-        array = rng.normal(0, .1, shape)
-    return torch.from_numpy(array.astype(array.dtype if array.dtype == np.int64 else np.float32))
-
-
 def fill(net: nn.Module) -> nn.Module:
     """Give all weights and statistics of a reference network random values."""
     state = {key: tensor if 'idxs' in key else value(key, tuple(tensor.shape))
@@ -49,12 +29,6 @@ def fill(net: nn.Module) -> nn.Module:
     net.load_state_dict(state)
     net.double().eval()  # mmpretrain's returns None
     return net
-
-
-def official(name: str) -> dict:
-    shapes = json.loads((DATA / 'keys' / f'{name}.json').read_text())
-    return {key: torch.zeros(shape, dtype=torch.int64) if 'idxs' in key else value(key, shape)
-            for key, shape in shapes.items()}
 
 
 def timm_net(arch):

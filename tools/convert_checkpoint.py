@@ -1,0 +1,62 @@
+"""Convert checkpoints between layouts.
+
+The authors' detectors and segmentors, for the configs here:
+  python tools/convert_checkpoint.py theirs.pth --config configs/detection/maskrcnn_effformer_l1.py
+A backbone of any layout, to ours or to another's:
+  python tools/convert_checkpoint.py efficientformerv2_s0.pth --arch s0 --to timm
+"""
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+
+from mmeffformer.cli import explained, require_file
+from mmeffformer.models.arch import ARCHS, ARCHS_V2
+from mmeffformer.registry import MODELS
+from mmeffformer.weights import LAYOUTS
+from mmeffformer.weights.transfer import save_checkpoint, transfer_backbone, transfer_model
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='path, URL or hf-hub:OWNER/NAME')
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--config', help='convert a whole detector or segmentor for this config')
+    what.add_argument('--arch', choices=[*ARCHS, *ARCHS_V2],
+                      help='convert a backbone of this arch')
+    parser.add_argument('--to', choices=[*LAYOUTS], default='mmeffformer', metavar='LAYOUT',
+                        help=f'layout of a backbone: {", ".join(LAYOUTS)} (default: mmeffformer)')
+    parser.add_argument('--prefix',
+                        help='with --arch, what stands before the keys of the backbone')
+    parser.add_argument('--out', default='checkpoints', metavar='FOLDER',
+                        help='where the file goes (default: checkpoints/)')
+    args = parser.parse_args()
+    if args.config and (args.to != 'mmeffformer' or args.prefix):
+        parser.error('--to and --prefix go with --arch')
+
+    with explained():
+        if args.arch:
+            arch = {**ARCHS, **ARCHS_V2}[args.arch]
+            checkpoint, report = transfer_backbone(args.checkpoint, arch, args.to, args.prefix)
+            name = f'efficientformer{"v2" * (args.arch in ARCHS_V2)}_{args.arch}_{args.to}'
+            path = save_checkpoint(checkpoint, args.out, name)
+            print(f'{report}\nsaved as {path} (layout {args.to})')
+            return
+        cfg = Config.fromfile(require_file(args.config, 'config'))
+        if 'backbone' not in cfg.get('model', {}):
+            raise ValueError(f'{args.config} has no model.backbone')
+        cfg.model.backbone.init_cfg = None  # nothing is fetched that is then replaced
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        checkpoint = transfer_model(args.checkpoint, model)
+        path = save_checkpoint(checkpoint, args.out, Path(args.config).stem)
+        mode = checkpoint['meta'].get('bias_mode')
+        print(f'{len(checkpoint["state_dict"])} tensors saved as {path}. Evaluate them with\n'
+              f'  python tools/test.py {args.config} {path}'
+              + (f' --cfg-options model.backbone.bias_mode={mode}' if mode else ''))
+
+
+if __name__ == '__main__':
+    main()
