@@ -28,7 +28,8 @@ OPENMMLAB = {
 INSTALL = 'pip install "mmeffformer[onedl]" (forks) or "mmeffformer[openmmlab]" (originals)'
 
 # Folder under data/: a config that reads it.
-DATA = {'coco': 'detection/maskrcnn_effformer_l1.py'}
+DATA = {'coco': 'detection/maskrcnn_effformer_l1.py',
+        'ade/ADEChallengeData2016': 'segmentation/semfpn_effformer_l1.py'}
 
 
 class Finding(NamedTuple):
@@ -102,7 +103,8 @@ def _registry(scope: str) -> Finding:
     subject = f'in {scope} configs'
     try:
         models = import_module(f'{scope}.registry').MODELS
-        names = [name for name in ('EfficientFormer',) if models.get(f'mmeffformer.{name}')]
+        names = [name for name in ('EfficientFormer', 'EfficientFormerV2')
+                 if models.get(f'mmeffformer.{name}')]
     except Exception as error:
         return Finding(subject, f'{type(error).__name__}: {error}',
                        f'import {scope} by itself to see what is wrong with it')
@@ -128,7 +130,7 @@ def _data(config: str, root: Path) -> Finding:
 def main() -> int:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('--data', type=Path, default=Path('data'),
-                        help='folder that holds coco/ (default: data)')
+                        help='folder that holds coco/ and ade/ (default: data)')
     findings = list(examine(parser.parse_args().data))
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in findings:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mmeffformer import doctor, ops
-from mmeffformer.datasets import write_coco
+from mmeffformer.datasets import write_ade20k, write_coco
 
 
 def findings(data):
@@ -18,7 +18,7 @@ def test_a_healthy_environment(tmp_path):
     assert done.returncode == 0, done.stdout
     assert 'trouble' not in done.stdout
     for words in ('mmdet configs', 'mmseg configs', 'mmpretrain configs',
-                  "type='mmeffformer.EfficientFormer'"):
+                  "type='mmeffformer.EfficientFormer'", "type='mmeffformer.EfficientFormerV2'"):
         assert words in done.stdout
 
 
@@ -68,6 +68,10 @@ def test_data_folders(tmp_path):
     assert findings(tmp_path)[subject] == (subject, 'complete', '')
     (tmp_path / 'coco/annotations/instances_val2017.json').unlink()
     assert 'instances_val2017.json' in findings(tmp_path)[subject].remedy
+    subject = f'data {tmp_path / "ade/ADEChallengeData2016"}'
+    write_ade20k(tmp_path / 'ade/ADEChallengeData2016', train=1, val=1, size=(64, 64),
+                 progress=False)
+    assert findings(tmp_path)[subject] == (subject, 'complete', '')
 
 
 def test_troubles_end_the_program_with_one(monkeypatch, tmp_path, capsys):

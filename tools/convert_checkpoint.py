@@ -13,7 +13,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 
 from mmeffformer.cli import explained, require_file
-from mmeffformer.models.arch import ARCHS, ARCHS_V2
+from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
 from mmeffformer.registry import MODELS
 from mmeffformer.weights import LAYOUTS
 from mmeffformer.weights.transfer import save_checkpoint, transfer_backbone, transfer_model
@@ -38,10 +38,11 @@ def main():
 
     with explained():
         if args.arch:
-            arch = {**ARCHS, **ARCHS_V2}[args.arch]
-            checkpoint, report = transfer_backbone(args.checkpoint, arch, args.to, args.prefix)
-            name = f'efficientformer{"v2" * (args.arch in ARCHS_V2)}_{args.arch}_{args.to}'
-            path = save_checkpoint(checkpoint, args.out, name)
+            kind = backbone_named(args.arch)
+            checkpoint, report = transfer_backbone(args.checkpoint, kind.archs[args.arch],
+                                                   args.to, args.prefix)
+            path = save_checkpoint(checkpoint, args.out,
+                                   f'{kind.__name__.lower()}_{args.arch}_{args.to}')
             print(f'{report}\nsaved as {path} (layout {args.to})')
             return
         cfg = Config.fromfile(require_file(args.config, 'config'))

@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmeffformer import EfficientFormer
 from mmeffformer.cli import explained, require_file
 from mmeffformer.complexity import complexity
+from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
 from mmeffformer.registry import MODELS
 
 
 def build(model: str) -> nn.Module:
     """Return the backbone of an arch, or a config's backbone followed by its neck."""
     if not model.endswith('.py'):
-        return EfficientFormer(model, out_norm_cfg=None)
+        return backbone_named(model)(model, out_norm_cfg=None)
     cfg = Config.fromfile(require_file(model, 'config'))
     if 'backbone' not in cfg.get('model', {}):
         raise ValueError(f'{model} has no model.backbone to measure')
@@ -31,7 +31,7 @@ def build(model: str) -> nn.Module:
 
 def main():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='arch (l1, l3, l7) or config file')
+    parser.add_argument('model', help=f'arch ({", ".join([*ARCHS, *ARCHS_V2])}) or config file')
     parser.add_argument('--shape', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'),
                         help='input size in px (default: 224 224)')
     args = parser.parse_args()
