@@ -1,12 +1,13 @@
-# make demo   trains and evaluates a Mask R-CNN on drawn shapes, and draws what it found
-# make test   runs the tests
-# make lint   checks the style
+# make demo      trains and evaluates a Mask R-CNN on drawn shapes, and draws what it found
+# make demo-seg  does the same with a Semantic FPN
+# make test      runs the tests
+# make lint      checks the style
 # Each makes its environment first, in .venv; VENV=folder takes or makes another.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo test lint env clean
+.PHONY: demo demo-seg test lint env clean
 
 VENV ?= .venv
 BASE_PYTHON ?= python3 python3.11 python3.12 python3.10
@@ -15,22 +16,33 @@ REQUIREMENTS ?= requirements/onedl.txt
 STAMP := $(VENV)/.made-$(shell cat $(REQUIREMENTS) | sha256sum | cut -c1-16)
 PYTHON := $(VENV)/bin/python
 
-DEMO_CONFIG := configs/demo/maskrcnn_effformer_l1_shapes.py
-DEMO_DIR := work_dirs/demo
+# A demo's config, its data as make_shapes.py takes it, the metrics it has to reach, and what
+# infer.py draws of it.
+demo: CONFIG := configs/demo/maskrcnn_effformer_l1_shapes.py
+demo: SHAPES := data/shapes --train 1440 --val 80 --size 192 192
+demo: AT_LEAST := coco/bbox_mAP_50=0.7 coco/segm_mAP_50=0.7
+demo: IMAGES := data/shapes/val --score-thr 0.6
+demo: FOUND := detections
 
-demo: env
+demo-seg: CONFIG := configs/demo/semfpn_effformer_l1_shapes.py
+demo-seg: SHAPES := data/shapes_ade20k --layout ade20k --train 1440 --val 80 --size 192 192
+demo-seg: AT_LEAST := mIoU=75
+demo-seg: IMAGES := data/shapes_ade20k/images/validation
+demo-seg: FOUND := segmentations
+
+demo demo-seg: env
 	@set -x
-	rm -rf $(DEMO_DIR)
-	$(PYTHON) tools/make_shapes.py data/shapes --train 1440 --val 80 --size 192 192
-	$(PYTHON) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
-	checkpoint=$$(cat $(DEMO_DIR)/last_checkpoint)
-	$(PYTHON) tools/test.py $(DEMO_CONFIG) $$checkpoint --work-dir $(DEMO_DIR)/test \
-	    --at-least coco/bbox_mAP_50=0.7 coco/segm_mAP_50=0.7
-	$(PYTHON) tools/learning_curve.py $(DEMO_DIR)
-	$(PYTHON) tools/infer.py $(DEMO_CONFIG) $$checkpoint data/shapes/val --limit 16 \
-	    --score-thr 0.6 --out-dir $(DEMO_DIR)/detections --page $(DEMO_DIR)/detections.png
+	rm -rf work_dirs/$@
+	$(PYTHON) tools/make_shapes.py $(SHAPES)
+	$(PYTHON) tools/train.py $(CONFIG) --work-dir work_dirs/$@
+	checkpoint=$$(cat work_dirs/$@/last_checkpoint)
+	$(PYTHON) tools/test.py $(CONFIG) $$checkpoint --work-dir work_dirs/$@/test \
+	    --at-least $(AT_LEAST)
+	$(PYTHON) tools/learning_curve.py work_dirs/$@
+	$(PYTHON) tools/infer.py $(CONFIG) $$checkpoint $(IMAGES) --limit 16 \
+	    --out-dir work_dirs/$@/$(FOUND) --page work_dirs/$@/$(FOUND).png
 	set +x
-	echo "Look at $(DEMO_DIR)/learning_curve.png and $(DEMO_DIR)/detections.png"
+	echo "Look at work_dirs/$@/learning_curve.png and work_dirs/$@/$(FOUND).png"
 
 test: env
 	$(PYTHON) -m pytest
@@ -58,4 +70,4 @@ $(STAMP):
 	mv $(VENV)/.made-half $@
 
 clean:
-	rm -rf .venv build *.egg-info data/shapes $(DEMO_DIR)
+	rm -rf .venv build *.egg-info data/shapes data/shapes_ade20k work_dirs/demo work_dirs/demo-seg

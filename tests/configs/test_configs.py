@@ -1,85 +1,148 @@
-"""Every config of the project: composed, as the paper says, built, stepped and predicting."""
+"""Every config of the project: composed, as its source says, built, stepped and predicting."""
+import ast
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 
+from mmeffformer.datasets import CATEGORIES, SEG_CLASSES
 from mmeffformer.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0/efficientformer/'
 
-# arch: channels of the neck's inputs, ImageNet weights, initial layer scale
-DETECTION = {
-    'l1': ([48, 96, 224, 448], 'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth', 1e-5),
-    'l3': ([64, 128, 320, 512], 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth', 1e-5),
-    'l7': ([96, 192, 384, 768], 'efficientformer-l7_3rdparty_in1k_20220915-185e30af.pth', 1e-6),
+# The dense recipes of the papers. Of the baselines, PoolFormer's is its authors', and ResNet's
+# mmdet's (mask-rcnn_r50_fpn_1x_coco) and mmseg's (fpn_r50_4xb4-160k_ade20k-512x512).
+#   size: images in a step; length: epochs (detection) or iterations (segmentation)
+#   edge: where the warm-up starts, relative to the learning rate (detection), or the lowest
+#   learning rate (segmentation)
+#   norm, grid, out, drop, scale: norm_cfg, bias_grid, out_norm_cfg, drop_path_rate and
+#   layer_scale_init_value of the backbone; - is for none
+TABLE = """
+backbone           channels          optim lr   wd   size length edge norm   grid out drop scale
+det.effformer_l1   48,96,224,448     AdamW 2e-4 1e-4 16   12     1e-6 BN     25   GN  0    1e-5
+det.effformer_l3   64,128,320,512    AdamW 2e-4 1e-4 16   12     1e-6 BN     25   GN  0    1e-5
+det.effformer_l7   96,192,384,768    AdamW 2e-4 1e-4 16   12     1e-6 BN     25   GN  0    1e-6
+det.effformerv2_s0 32,48,96,176      AdamW 2e-4 5e-2 16   12     1e-6 SyncBN 25   -   0    1e-5
+det.effformerv2_s1 32,48,120,224     AdamW 2e-4 5e-2 16   12     1e-6 SyncBN 25   -   0    1e-5
+det.effformerv2_s2 32,64,144,288     AdamW 2e-4 5e-2 16   12     1e-6 SyncBN 25   -   0.02 1e-5
+det.effformerv2_l  40,80,192,384     AdamW 2e-4 5e-2 16   12     1e-6 SyncBN 25   -   0.1  1e-5
+det.resnet18       64,128,256,512    SGD   2e-2 1e-4 16   12     1e-3 BN     -    -   -    -
+det.resnet50       256,512,1024,2048 SGD   2e-2 1e-4 16   12     1e-3 BN     -    -   -    -
+det.resnet101      256,512,1024,2048 SGD   2e-2 1e-4 16   12     1e-3 BN     -    -   -    -
+det.poolformer_s12 64,128,320,512    AdamW 2e-4 1e-4 16   12     1e-3 -      -    -   -    -
+det.poolformer_s24 64,128,320,512    AdamW 2e-4 1e-4 16   12     1e-3 -      -    -   -    -
+det.poolformer_s36 64,128,320,512    AdamW 2e-4 1e-4 16   12     1e-3 -      -    -   -    -
+seg.effformer_l1   48,96,224,448     AdamW 2e-4 1e-4 32   40000  0    SyncBN 16   GN  0    1e-5
+seg.effformer_l3   64,128,320,512    AdamW 2e-4 1e-4 32   40000  0    SyncBN 16   GN  0    1e-5
+seg.effformer_l7   96,192,384,768    AdamW 2e-4 1e-4 32   40000  0    SyncBN 16   GN  0    1e-6
+seg.effformerv2_s0 32,48,96,176      AdamW 2e-4 1e-4 32   40000  1e-6 SyncBN 16   -   0    1e-5
+seg.effformerv2_s1 32,48,120,224     AdamW 2e-4 1e-4 32   40000  1e-6 SyncBN 16   -   0    1e-5
+seg.effformerv2_s2 32,64,144,288     AdamW 2e-4 1e-4 32   40000  1e-6 SyncBN 16   -   0.02 1e-5
+seg.effformerv2_l  40,80,192,384     AdamW 2e-4 1e-4 32   40000  1e-6 SyncBN 16   -   0.1  1e-5
+seg.resnet18       64,128,256,512    SGD   1e-2 5e-4 16   160000 1e-4 SyncBN -    -   -    -
+seg.resnet50       256,512,1024,2048 SGD   1e-2 5e-4 16   160000 1e-4 SyncBN -    -   -    -
+seg.resnet101      256,512,1024,2048 SGD   1e-2 5e-4 16   160000 1e-4 SyncBN -    -   -    -
+seg.poolformer_s12 64,128,320,512    AdamW 2e-4 1e-4 32   40000  0    -      -    -   -    -
+seg.poolformer_s24 64,128,320,512    AdamW 2e-4 1e-4 32   40000  0    -      -    -   -    -
+seg.poolformer_s36 64,128,320,512    AdamW 2e-4 1e-4 32   40000  0    -      -    -   -    -
+"""
+HEADER, *LINES = (line.split() for line in TABLE.strip().splitlines())
+RECIPES = {line[0]: dict(zip(HEADER[1:], line[1:])) for line in LINES}
+
+# What builds the backbone, arch or depth, and the ImageNet weights to start from.
+V1, V2 = 'mmeffformer.EfficientFormer', 'mmeffformer.EfficientFormerV2'
+POOL = 'mmpretrain.PoolFormer'
+OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0/'
+BACKBONES = {
+    'effformer_l1': (V1, 'l1', 'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth'),
+    'effformer_l3': (V1, 'l3', 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth'),
+    'effformer_l7': (V1, 'l7', 'efficientformer-l7_3rdparty_in1k_20220915-185e30af.pth'),
+    'effformerv2_s0': (V2, 's0', 'hf-hub:timm/efficientformerv2_s0.snap_dist_in1k'),
+    'effformerv2_s1': (V2, 's1', 'hf-hub:timm/efficientformerv2_s1.snap_dist_in1k'),
+    'effformerv2_s2': (V2, 's2', 'hf-hub:timm/efficientformerv2_s2.snap_dist_in1k'),
+    'effformerv2_l': (V2, 'l', 'hf-hub:timm/efficientformerv2_l.snap_dist_in1k'),
+    'poolformer_s12': (POOL, 's12', 'poolformer-s12_3rdparty_32xb128_in1k_20220414-f8d83051.pth'),
+    'poolformer_s24': (POOL, 's24', 'poolformer-s24_3rdparty_32xb128_in1k_20220414-d7055904.pth'),
+    'poolformer_s36': (POOL, 's36', 'poolformer-s36_3rdparty_32xb128_in1k_20220414-d78ff3e8.pth'),
+    'det.resnet18': ('mmdet.ResNet', 18, 'torchvision://resnet18'),
+    'det.resnet50': ('mmdet.ResNet', 50, 'torchvision://resnet50'),
+    'det.resnet101': ('mmdet.ResNet', 101, 'torchvision://resnet101'),
+    'seg.resnet18': ('mmseg.ResNetV1c', 18, 'open-mmlab://resnet18_v1c'),
+    'seg.resnet50': ('mmseg.ResNetV1c', 50, 'open-mmlab://resnet50_v1c'),
+    'seg.resnet101': ('mmseg.ResNetV1c', 101, 'open-mmlab://resnet101_v1c'),
 }
-EXPECTED = {f'detection/maskrcnn_effformer_{arch}.py' for arch in DETECTION} | {
-    'demo/maskrcnn_effformer_l1_shapes.py'}
+FOLDERS = {'det': 'detection/maskrcnn', 'seg': 'segmentation/semfpn'}
+NAMES = {f'{FOLDERS[row[:3]]}_{row[4:]}.py': row for row in RECIPES}
+DEMOS = ['demo/maskrcnn_effformer_l1_shapes.py', 'demo/semfpn_effformer_l1_shapes.py']
 
 
 def test_every_config_is_known_to_the_tests():
-    found = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
-             if '_base_' not in path.parts}
-    assert found == EXPECTED
+    found = [str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
+             if '_base_' not in path.parts]
+    assert len(found) == 28
+    assert sorted(found) == sorted([*NAMES, *DEMOS])
 
 
-@pytest.mark.parametrize('name', sorted(EXPECTED))
-def test_config_trains_and_predicts(name):
-    cfg = Config.fromfile(CONFIGS / name)
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
-    classes = cfg.model.roi_head.bbox_head.num_classes
-    assert classes == len(cfg.train_dataloader.dataset.get('metainfo', {}).get(
-        'classes', range(80)))
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    torch.manual_seed(0)
-    batch = demo_mm_inputs(2, [[3, 70, 96], [3, 96, 64]], num_items=[3, 2], num_classes=classes,
-                           with_mask=True)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    losses = model.train().train_step(batch, optimizer)
-    assert {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'} < {*losses}
-    assert all(value.isfinite() for value in losses.values())
-    changed = {key for key, value in model.state_dict().items()
-               if not torch.equal(value, before[key])}
-    assert {'backbone.stem.0.conv.weight', 'backbone.stages.3.blocks.0.layer_scale1',
-            'backbone.out_norms.0.weight', 'neck.lateral_convs.0.conv.weight'} < changed
-
-    model.test_cfg.rcnn.score_thr = 0.
-    torch.manual_seed(0)
-    batch = demo_mm_inputs(1, [[3, 70, 96]], num_classes=classes)
-    result, = model.eval().test_step(batch)
-    found = result.pred_instances
-    assert 0 < len(found) <= 100
-    assert found.bboxes.isfinite().all() and found.labels.max() < classes
-    assert found.masks.shape == (len(found), *result.ori_shape)
+@pytest.mark.parametrize('name', [*NAMES, *DEMOS])
+def test_header_says_how_to_start(name):
+    cfg, text = Config.fromfile(CONFIGS / name), (CONFIGS / name).read_text()
+    assert f' python tools/train.py configs/{name}\n' in text
+    gpus = 1 if name in DEMOS else int(
+        re.search(rf'^# tools/dist_train.sh configs/{name} (\d)$', text, re.M)[1])
+    # --auto-scale-lr compares with this.
+    assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
 
 
-@pytest.mark.parametrize('arch', DETECTION)
-def test_detection_recipe_is_the_papers(arch):
-    cfg = Config.fromfile(CONFIGS / f'detection/maskrcnn_effformer_{arch}.py')
-    channels, weights, layer_scale = DETECTION[arch]
+@pytest.mark.parametrize('name', NAMES)
+def test_recipe_is_its_sources(name):
+    cfg, row = Config.fromfile(CONFIGS / name), NAMES[name]
+    assert recipe(cfg) == {key: ast.literal_eval(cell) if cell[0].isdigit() else cell
+                           for key, cell in RECIPES[row].items()}
+    assert not cfg.optim_wrapper.get('clip_grad')
+    kind, arch, weights = BACKBONES.get(row) or BACKBONES[row[4:]]
     backbone = cfg.model.backbone
-    assert (backbone.type, backbone.arch) == ('mmeffformer.EfficientFormer', arch)
-    assert backbone.bias_grid == 25
-    assert backbone.out_norm_cfg == dict(type='GN', num_groups=1)
-    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=OPENMMLAB + weights)
-    assert backbone.get('layer_scale_init_value', 1e-5) == layer_scale
-    assert cfg.model.neck.in_channels == channels
-    assert tuple(channels) == MODELS.build(backbone).out_channels
+    assert (backbone.type, backbone.get('arch', backbone.get('depth'))) == (kind, arch)
+    if ':' not in weights:
+        weights = f'{OPENMMLAB}{weights.split("-")[0]}/{weights}'
+    assert (backbone.init_cfg.type, backbone.init_cfg.checkpoint) == ('Pretrained', weights)
 
-    assert cfg.optim_wrapper == dict(
-        type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4))
+
+def recipe(cfg: Config) -> dict:
+    """The row of the table that a config follows."""
+    backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
+    schedule = cfg.param_scheduler[0]
+    row = dict(
+        channels=tuple(cfg.model.neck.in_channels), optim=optimizer.type, lr=optimizer.lr,
+        wd=optimizer.weight_decay, size=cfg.auto_scale_lr.base_batch_size,
+        length=cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')),
+        edge=schedule.get('start_factor', schedule.get('eta_min')),
+        norm='-' if backbone.type == POOL else backbone.get('norm_cfg', dict(type='BN'))['type'],
+        grid='-', out='-', drop='-', scale='-')
+    if backbone.type in (V1, V2):
+        # What the config leaves out is the backbone's default.
+        default = inspect.signature(MODELS.get(backbone.type)).parameters
+        grid, out, drop, scale = (backbone.get(key, default[key].default) for key in (
+            'bias_grid', 'out_norm_cfg', 'drop_path_rate', 'layer_scale_init_value'))
+        assert out in (None, dict(type='GN', num_groups=1))
+        row.update(grid=grid, out='GN' if out else '-', drop=drop, scale=scale)
+    return row
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.startswith('detection')])
+def test_detection_is_1x_on_coco(name):
+    cfg = Config.fromfile(CONFIGS / name)
     warmup, steps = cfg.param_scheduler
-    assert (warmup.type, warmup.start_factor, warmup.end) == ('LinearLR', 1e-6, 500)
-    assert (steps.milestones, steps.gamma) == ([8, 11], 0.1)
-    assert cfg.train_cfg.max_epochs == 12
-    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
+    assert (warmup.type, warmup.by_epoch, warmup.end) == ('LinearLR', False, 500)
+    assert (steps.type, steps.milestones, steps.gamma) == ('MultiStepLR', [8, 11], 0.1)
     for pipeline in (cfg.train_pipeline, cfg.test_pipeline):
         resize, = (step for step in pipeline if step.type == 'Resize')
         assert resize.scale == (1333, 800) and resize.keep_ratio
@@ -87,3 +150,112 @@ def test_detection_recipe_is_the_papers(arch):
     assert flip.prob == 0.5
     assert cfg.model.data_preprocessor.pad_size_divisor == 32
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.startswith('segmentation')])
+def test_segmentation_is_semantic_fpn_on_ade20k(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    poly, = cfg.param_scheduler
+    assert (poly.type, poly.power, poly.by_epoch) == ('PolyLR', 0.9, False)
+    assert poly.end == cfg.train_cfg.max_iters
+    assert [list(step.items())[1:] for step in cfg.train_pipeline if step.type in (
+        'RandomResize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion')] == [
+            [('scale', (2048, 512)), ('ratio_range', (0.5, 2.0)), ('keep_ratio', True)],
+            [('crop_size', (512, 512)), ('cat_max_ratio', 0.75)], [('prob', 0.5)], []]
+    assert cfg.model.data_preprocessor.size == (512, 512)
+    neck, head = cfg.model.neck, cfg.model.decode_head
+    assert (neck.type, neck.out_channels, neck.num_outs) == ('FPN', 256, 4)
+    assert (head.type, head.channels, head.dropout_ratio, head.num_classes, head.norm_cfg.type) \
+        == ('FPNHead', 128, 0.1, 150, 'SyncBN')
+    assert cfg.default_hooks.checkpoint.by_epoch is cfg.log_processor.by_epoch is False
+
+
+def detection_batch(classes: int, sizes=((64, 64), (60, 52))) -> dict:
+    return demo_mm_inputs(len(sizes), [[3, *size] for size in sizes], num_items=[2] * len(sizes),
+                          num_classes=classes, with_mask=True)
+
+
+def segmentation_batch(classes: int, size=(64, 64), count=2) -> dict:
+    """Noise, with labels all over the image, of images once twice as wide."""
+    samples = [SegDataSample(
+        gt_sem_seg=PixelData(data=torch.randint(classes, (1, *size))),
+        metainfo=dict(img_shape=size, ori_shape=(size[0], 2 * size[1]))) for _ in range(count)]
+    return dict(inputs=[torch.randint(256, (3, *size), dtype=torch.uint8) for _ in samples],
+                data_samples=samples)
+
+
+@pytest.mark.parametrize('name', [*NAMES, *DEMOS])
+def test_config_trains_and_predicts(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    detects = cfg.model.type == 'MaskRCNN'
+    if detects:
+        classes, batch = cfg.model.roi_head.bbox_head.num_classes, detection_batch
+        # Few boxes, to be quick.
+        cfg.model.train_cfg.rpn_proposal.max_per_img = 40
+        cfg.model.test_cfg.rpn.max_per_img = cfg.model.test_cfg.rcnn.max_per_img = 10
+        cfg.model.test_cfg.rcnn.score_thr = 0.
+    else:
+        classes, batch = cfg.model.decode_head.num_classes, segmentation_batch
+        cfg.model.data_preprocessor.size = (64, 64)  # instead of a whole crop
+    names = (CATEGORIES if detects else SEG_CLASSES) if name in DEMOS else range(
+        80 if detects else 150)
+    assert classes == len(names)
+    if name in DEMOS:
+        assert tuple(cfg.train_dataloader.dataset.metainfo.classes) == names
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    frozen = {key.split('.')[1] for key, value in model.named_parameters()
+              if not value.requires_grad}
+    assert frozen == ({'conv1', 'bn1', 'layer1'} if cfg.model.backbone.type == 'mmdet.ResNet'
+                      else set())
+
+    # A parameter that no gradient reaches is an error where several processes train.
+    missed = {key for key, value in model.named_parameters() if value.requires_grad}
+    for key, value in model.named_parameters():
+        if value.requires_grad:
+            value.register_hook(lambda grad, key=key: missed.discard(key))
+    stem, lateral = next(model.backbone.parameters()), model.neck.lateral_convs[3].conv.weight
+    before = stem.detach().clone(), lateral.detach().clone()
+    losses = model.train().train_step(batch(classes), build_optim_wrapper(
+        model, cfg.optim_wrapper))
+    assert {*losses} > ({'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'}
+                        if detects else {'decode.loss_ce'})
+    assert all(value.isfinite() for value in losses.values())
+    assert not missed
+    assert torch.equal(stem, before[0]) == bool(frozen)
+    assert not torch.equal(lateral, before[1])
+
+    model.eval()
+    if detects:
+        result, = model.test_step(detection_batch(classes, sizes=[(70, 96)]))
+        found = result.pred_instances
+        assert 0 < len(found) <= 10
+        assert found.bboxes.isfinite().all() and found.labels.max() < classes
+        assert found.masks.shape == (len(found), *result.ori_shape)
+    else:
+        result, = model.test_step(segmentation_batch(classes, size=(70, 96), count=1))
+        assert result.seg_logits.data.shape == (classes, 70, 192)
+        assert result.seg_logits.data.isfinite().all()
+        assert result.pred_sem_seg.data.shape == (1, 70, 192)
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if 'poolformer_s12' in name])
+def test_poolformer_starts_from_a_classifiers_weights(name, tmp_path):
+    """With a norm on each output, the last of which classifiers have."""
+    cfg = Config.fromfile(CONFIGS / name)
+    backbone = cfg.model.backbone
+    torch.manual_seed(0)
+    classifier = MODELS.build(dict(type=POOL, arch='s12'))
+    weights = {f'backbone.{key}': torch.rand_like(value)
+               for key, value in classifier.state_dict().items()}
+    torch.save(dict(state_dict={**weights, 'head.fc.bias': torch.rand(1000)}), tmp_path / 'a.pth')
+    backbone.init_cfg.checkpoint = str(tmp_path / 'a.pth')
+    model = MODELS.build(backbone)
+    model.init_weights()
+    state = model.state_dict()
+    for key, value in weights.items():
+        assert torch.equal(state.pop(key[len('backbone.'):]), value)
+    assert sorted(state) == sorted(f'norm{i}.{what}' for i in (0, 2, 4)
+                                   for what in ('weight', 'bias'))
+    assert [type(getattr(model, f'norm{i}')) for i in (0, 2, 4, 6)] == [torch.nn.GroupNorm] * 4

@@ -1,7 +1,4 @@
-# Mask R-CNN with FPN (the heads of mmdet's mask-rcnn_r50_fpn) on EfficientFormer-L1.
-default_scope = 'mmdet'
-custom_imports = dict(imports=['mmeffformer'])
-
+# Mask R-CNN with FPN, as mmdet's mask-rcnn_r50_fpn, but for the backbone and its channels.
 norm_box = dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.])
 roi_levels = dict(type='SingleRoIExtractor', out_channels=256, featmap_strides=[4, 8, 16, 32])
 
@@ -14,17 +11,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_mask=True,
         pad_size_divisor=32),
-    backbone=dict(
-        type='mmeffformer.EfficientFormer',
-        arch='l1',
-        # Tables for 25 x 25 tokens: a side of 800 px at stride 32.
-        bias_grid=25,
-        out_norm_cfg=dict(type='GN', num_groups=1),
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://download.openmmlab.com/mmclassification/v0/efficientformer/'
-            'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth')),
-    neck=dict(type='FPN', in_channels=[48, 96, 224, 448], out_channels=256, num_outs=5),
+    neck=dict(type='FPN', out_channels=256, num_outs=5),
     rpn_head=dict(
         type='RPNHead',
         in_channels=256,

@@ -1,0 +1,10 @@
+# python tools/train.py configs/detection/maskrcnn_effformerv2_s2.py
+# tools/dist_train.sh configs/detection/maskrcnn_effformerv2_s2.py 8
+_base_ = 'maskrcnn_effformerv2_s0.py'
+
+model = dict(
+    backbone=dict(
+        arch='s2',
+        drop_path_rate=0.02,
+        init_cfg=dict(checkpoint='hf-hub:timm/efficientformerv2_s2.snap_dist_in1k')),
+    neck=dict(in_channels=[32, 64, 144, 288]))
