@@ -40,7 +40,8 @@ def complexity(model: nn.Module, shape: Tuple[int, int], depth: int = 1) -> List
     """
     if min(shape) < 1:
         raise ValueError(f'image of {shape[0]} x {shape[1]} px: expected a height and a width')
-    model = model.to('meta').eval()
+    model = model.to('meta')
+    model.eval()  # returns nothing where a library's backbone overrides train()
     counter = FlopCounterMode(display=False)
     parts = {**dict(_parts(model, depth)), '': model}
     flops = dict.fromkeys(parts, 0)

@@ -1,13 +1,15 @@
 """Pictures of a training run: its learning curve, and a page of drawn images."""
 import json
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Sequence
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
 import numpy as np
 
 matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
+from matplotlib import lines, ticker  # noqa: E402  after the backend is chosen
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.transforms import Bbox  # noqa: E402
 
 MAX_ON_A_PAGE = 64
 Curve = Dict[int, float]  # step: value
@@ -101,3 +103,84 @@ def page(images: Sequence[np.ndarray], out: Path, columns: int = 4) -> None:
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(out, dpi=110)
     plt.close(fig)
+
+
+class Mark(NamedTuple):
+    """A network in a plot: what it costs, and how good it is said and found to be."""
+
+    label: str
+    family: str
+    cost: float
+    published: Optional[float]
+    measured: Optional[float]
+
+
+def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path) -> None:
+    """Plot quality against cost, the published values hollow, the measured ones filled.
+
+    Args:
+        panels: Marks by title, and by what their values are, with the unit; one panel each.
+        cost: What their cost is, with the unit; on a logarithmic axis.
+        out: The picture's file.
+    """
+    families = list(dict.fromkeys(mark.family for marks in panels.values() for mark in marks))
+    colours = {family: f'C{i}' for i, family in enumerate(families)}
+    # Hollow marks are the larger ones, to be seen where both are in one place.
+    styles = {'published': dict(markerfacecolor='white', markersize=10, linestyle=':', zorder=2),
+              'measured': dict(markersize=6, linestyle='', zorder=3)}
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.6), squeeze=False,
+                             layout='constrained')
+    curves, handles = {ax: [] for ax in axes.flat}, {}
+    for ax, ((title, unit), marks) in zip(axes.flat, panels.items()):
+        for family, colour in colours.items():
+            for name, style in styles.items():
+                points = sorted((mark.cost, getattr(mark, name)) for mark in marks
+                                if mark.family == family and getattr(mark, name) is not None)
+                if points:
+                    curves[ax] += ax.plot(*zip(*points), color=colour, marker='o', **style)
+                    handles[name] = lines.Line2D([], [], color='grey', marker='o', label=name,
+                                                 **style)
+        ax.set(xscale='log', xlabel=cost, ylabel=unit, title=title)
+        ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
+        ax.margins(.12)
+        ax.grid(alpha=.3)
+    families = [lines.Line2D([], [], color=colour, marker='s', linestyle='', label=family)
+                for family, colour in colours.items()]
+    fig.legend(handles=[*families, *(handles[name] for name in styles if name in handles)],
+               loc='outside upper center', ncol=len(families) + 2, frameon=False)
+    fig.canvas.draw()  # only now is it known where things are
+    for ax, marks in zip(axes.flat, panels.values()):
+        _label(ax, marks, curves[ax], colours)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
+
+
+def _label(ax, marks: Sequence[Mark], curves: Sequence[lines.Line2D],
+           colours: Dict[str, str]) -> None:
+    """Write each mark's label beside it, clear of other labels, of marks and of curves.
+
+    Of the places around the mark, the first where least is in the way is taken.
+    """
+    corners = {curve: ax.transData.transform(curve.get_xydata()) for curve in curves}
+    taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for xy in corners.values() for x, y in xy]
+    dots = np.concatenate([np.empty((0, 2)), *(
+        np.linspace(start, end, 100) for curve, xy in corners.items()
+        if curve.get_linestyle() != 'None' for start, end in zip(xy, xy[1:]))])
+    around = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, -1), (-1, 1), (1, 1), (-1, -1)]
+    for mark in marks:
+        y = mark.published if mark.published is not None else mark.measured
+        text = ax.annotate(mark.label, (mark.cost, y), (0, 0), textcoords='offset points',
+                           fontsize=9, color=colours[mark.family], ha='center', va='center')
+        width = text.get_window_extent().width
+        places = []
+        for far in (1, 1.5, 2):
+            for right, up in around:
+                text.xyann = place = far * right * (6 + width / 3), far * up * 11
+                box = text.get_window_extent()
+                in_the_way = 100 * sum(box.overlaps(other) for other in taken)
+                places.append((in_the_way + box.count_contains(dots), place, box))
+        _, text.xyann, box = min(places, key=lambda found: found[0])
+        taken.append(box)

@@ -1,4 +1,5 @@
 """Reading logs and laying out pictures."""
+import itertools
 import json
 
 import cv2
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from mmeffformer.plots import learning_curve, page, read_scalars
+from mmeffformer.plots import Mark, learning_curve, page, read_scalars, tradeoff
 
 
 def log(work_dir, run, *records, tail=''):
@@ -57,3 +58,31 @@ def test_page_shows_every_image(tmp_path):
     picture = cv2.imread(str(tmp_path / 'a/page.png'))[..., ::-1].reshape(-1, 3)
     for colour in colours:
         assert (picture == colour).all(1).sum() > 1000
+
+
+def test_tradeoff_shows_published_and_measured(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, 'close', drawn.append)
+    marks = [Mark('L1 ?', 'A', 1., 30., 31.), Mark('L3', 'A', 4., 40., None),
+             Mark('18', 'B', 1.05, None, 30.2)]
+    tradeoff({('detector', 'AP, %'): marks, ('segmentor', 'mIoU, %'): marks[:1]}, 'GMACs',
+             tmp_path / 'a/plot.png')
+    fig, = drawn
+    left, right = fig.axes
+    assert (left.get_title(), left.get_xlabel(), left.get_ylabel()) == (
+        'detector', 'GMACs', 'AP, %')
+    lines = [(line.get_xydata().tolist(), line.get_markerfacecolor() == 'white')
+             for line in left.lines]
+    assert lines == [([[1, 30], [4, 40]], True), ([[1, 31]], False), ([[1.05, 30.2]], False)]
+    assert len(right.lines) == 2
+    assert [text.get_text() for text in left.texts] == ['L1 ?', 'L3', '18']
+    boxes = [text.get_window_extent() for text in left.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    legend, = fig.legends
+    assert [text.get_text() for text in legend.texts] == ['A', 'B', 'published', 'measured']
+    assert cv2.imread(str(tmp_path / 'a/plot.png')).shape[1] > 900
+
+
+def test_tradeoff_of_nothing(tmp_path):
+    tradeoff({('detector', 'AP, %'): []}, 'GMACs', tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').is_file()
