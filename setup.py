@@ -49,9 +49,9 @@ setup(
     install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy', 'rich', 'safetensors'],
     extras_require={
         'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
-                  'onedl-mmsegmentation>=1.4.2'],
+                  'onedl-mmsegmentation>=1.4.2', 'onedl-mmpretrain>=1.3.6'],
         'openmmlab': ['mmengine>=0.10.4', 'mmcv-lite>=2.1,<2.2', 'mmdet>=3.3',
-                      'mmsegmentation>=1.2.2', 'ftfy', 'regex', 'numpy<2',
+                      'mmsegmentation>=1.2.2', 'mmpretrain>=1.2', 'ftfy', 'regex', 'numpy<2',
                       'opencv-python<4.12', 'setuptools<81'],
         'test': ['pytest', 'ruff', 'timm', 'transformers>=4.46,<5'],
     },

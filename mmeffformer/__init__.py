@@ -23,7 +23,9 @@ from . import ops
 ops.install()
 
 from .models import EfficientFormer, EfficientFormerV2
+from .swap import swap_backbone
 from .version import __version__
 from .weights import load_weights
 
-__all__ = ['EfficientFormer', 'EfficientFormerV2', 'load_weights', '__version__']
+__all__ = ['EfficientFormer', 'EfficientFormerV2', 'load_weights', 'swap_backbone',
+           '__version__']

@@ -1,4 +1,5 @@
 """What the command lines in ``tools/`` share: options, and the config they make."""
+import multiprocessing
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -8,6 +9,8 @@ from typing import Any, Iterator
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+
+from .swap import parts
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:
@@ -66,11 +69,29 @@ def load_config(args: Namespace) -> Config:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # mmengine's own start of several processes takes GPUs for granted.
         torch.distributed.init_process_group('gloo')
+        for part in parts(cfg.model):  # SyncBN is for GPUs
+            if part.get('type') == 'SyncBN':
+                part['type'] = 'BN'
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
+
+
+def end_process() -> None:
+    """End this process with success, once all of its job have come this far.
+
+    On CPUs, of several processes one now and then aborts when it ends in the ordinary
+    way (gloo's threads, torch 2.12), and the job would count as failed.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo':
+        torch.distributed.barrier()
+        for worker in multiprocessing.active_children():  # of dataloaders
+            worker.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def set_data_root(cfg: Config, data_root: str) -> None:

@@ -287,3 +287,23 @@ def test_the_best_of_each_source_is_taken():
     (entry,), _ = table2.collect(ROOT, runs, [ROWS['effformer_l1']], ['det'])
     assert {result.source: result.figures['box AP'] for result in entry.results} == {
         'trained here': 20., 'checkpoint of unknown origin': 40.}
+
+
+def test_the_readmes_table_is_the_published_one(repo_root):
+    cells = [[cell.strip() for cell in line.strip('| \n').split('|')]
+             for line in (repo_root / 'README.md').read_text().splitlines()
+             if line.startswith('| ') and line.endswith('` |')]
+    told = {names.split(',')[0].strip('`'): figures for _, *figures, names in cells}
+
+    def printed(figures, kind):
+        figures = [figures[f'{kind} AP{iou}'] for iou in ('', '50', '75')]
+        mark = ' (?)' if any(figure.endswith('?') for figure in figures) else ''
+        return ' / '.join(figure.removesuffix(' ?') for figure in figures) + mark
+
+    for row in table2.ROWS:
+        if not row.det:  # in one line, without figures
+            assert row.config in told or row.config == 'effformerv2_s1'
+            continue
+        det, seg = table2.published(row, 'det'), table2.published(row, 'seg')
+        assert told[row.config] == [row.params.replace(' ?', ' (?)'), printed(det, 'box'),
+                                    printed(det, 'mask'), seg['mIoU']]

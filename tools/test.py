@@ -4,10 +4,15 @@ from argparse import ArgumentParser
 
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmeffformer.cli import add_config_arguments, explained, load_config, require_file
+from mmeffformer.cli import (
+    add_config_arguments,
+    end_process,
+    explained,
+    load_config,
+    require_file,
+)
 from mmeffformer.datasets import check_dataset
 from mmeffformer.runs import record_evaluation
 from mmeffformer.weights.fit import check_fit
@@ -45,9 +50,8 @@ def main():
             cfg.default_hooks.visualization.update(draw=True, interval=1)
             cfg.visualizer.save_dir = args.show_dir
     runner = Runner.from_cfg(cfg)
-    wrapped = is_model_wrapper(runner.model)  # where there are several processes
     with explained():
-        check_fit(runner.model.module if wrapped else runner.model, args.checkpoint)
+        check_fit(runner.model, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
     metrics = runner.test()
@@ -57,6 +61,7 @@ def main():
            for metric, floor in floors.items() if not metrics.get(metric, -1) >= floor]
     if low:
         sys.exit('\n'.join(low))
+    end_process()
 
 
 if __name__ == '__main__':

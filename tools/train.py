@@ -4,7 +4,13 @@ from argparse import ArgumentParser
 import torch
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmeffformer.cli import add_config_arguments, explained, load_config, require_file
+from mmeffformer.cli import (
+    add_config_arguments,
+    end_process,
+    explained,
+    load_config,
+    require_file,
+)
 from mmeffformer.datasets import check_dataset
 from mmeffformer.weights.fetch import locate
 from mmeffformer.weights.fit import check_fit
@@ -48,6 +54,7 @@ def main():
         with explained():
             check_fit(runner.model, checkpoint)
     runner.train()
+    end_process()
 
 
 def fetch_weights(backbone: dict):

@@ -2,6 +2,7 @@
 from typing import Mapping
 
 import torch
+from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -33,6 +34,8 @@ def check_fit(model: nn.Module, path: str) -> None:
             in another ``bias_mode``, or the file cannot be read safely (see
             :func:`read_model`).
     """
+    if is_model_wrapper(model):  # where there are several processes
+        model = model.module
     checkpoint = read_model(path)
     state = checkpoint.get('state_dict', checkpoint)
     check_state(state, model.state_dict(), path)

@@ -1,0 +1,100 @@
+"""The command lines for other libraries' configs, run as a user runs them."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmeffformer.datasets import write_coco
+from mmeffformer.swap import swap_backbone
+
+ROOT = Path(__file__).resolve().parents[2]
+RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+
+
+def run(*command, code: int = 0) -> str:
+    """Run a tool with this interpreter and return what it printed."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == code, done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def arch(tmp_path_factory):
+    """A JSON file with a tiny V2."""
+    path = tmp_path_factory.mktemp('arch') / 'tiny.json'
+    path.write_text(json.dumps(dict(type='EfficientFormerV2', widths=[16, 16, 24, 32],
+                                    depths=[1, 1, 1, 1], attention_blocks=[0, 0, 0, 1])))
+    return path
+
+
+def test_written_config_trains(arch, tmp_path):
+    out, data = tmp_path / 'new' / 'retinanet.py', tmp_path / 'coco'
+    printed = run('tools/swap_backbone.py', RETINANET, '--arch', arch, '--out', out,
+                  '--options', 'drop_path_rate=0.1')
+    assert f'{out} is written' in printed
+    assert '_base_ =' not in out.read_text()
+    cfg = Config.fromfile(out)
+    assert cfg.default_scope == 'mmdet' and cfg.custom_imports.imports == ['mmeffformer']
+    assert cfg.model.backbone.type == 'mmeffformer.EfficientFormerV2'
+    assert cfg.model.backbone.drop_path_rate == .1
+    assert cfg.model.neck.in_channels == [16, 24, 32]
+
+    write_coco(data, train=2, val=1, size=(64, 64), coco2017=True, progress=False)
+    options = [f'{split}_dataloader.{key}' for split in ('train', 'val') for key in (
+        'num_workers=0', 'persistent_workers=False')]
+    work_dir = tmp_path / 'work'
+    run('tools/train.py', out, '--data-root', data, '--work-dir', work_dir, '--cfg-options',
+        *options, 'train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+        'val_dataloader.dataset.pipeline.1.scale=(64,64)')
+    weights = torch.load(work_dir / 'epoch_1.pth', map_location='cpu', weights_only=False)
+    assert weights['state_dict']['neck.lateral_convs.0.conv.weight'].shape == (256, 16, 1, 1)
+    assert weights['state_dict']['backbone.stages.2.downsample.norm.bias'].shape == (24,)
+
+
+def test_config_of_mmseg_and_of_a_path(tmp_path):
+    first, second = tmp_path / 'first.py', tmp_path / 'second.py'
+    run('tools/swap_backbone.py', 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+        '--arch', 's1', '--out', first)
+    cfg = Config.fromfile(first)
+    assert cfg.default_scope == 'mmseg'
+    assert cfg.model.decode_head.in_channels == [32, 48, 120, 224]
+    run('tools/swap_backbone.py', first, '--arch', 'l1', '--out', second)
+    assert Config.fromfile(second).to_dict() == swap_backbone(cfg, 'l1').to_dict()
+    assert Config.fromfile(second).model.decode_head.in_channels == [48, 96, 224, 448]
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['mmdet::retinanet/none.py', '--arch', 'l1'], "none.py' does not exist"),
+    (['none::retinanet/none.py', '--arch', 'l1'], "no library 'none' here"),
+    ([RETINANET, '--arch', 'none.json'], "arch 'none.json' does not exist"),
+    (['mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py', '--arch', 'l1'],
+     'roi_head.shared_head ResLayer is the last stage'),
+])
+def test_what_is_wrong_is_said_in_a_line(arguments, message, tmp_path):
+    printed = run('tools/swap_backbone.py', *arguments, '--out', tmp_path / 'out.py', code=1)
+    last = printed.splitlines()[-1]
+    assert last.startswith('swap_backbone.py: ') and message in last
+    assert 'Traceback' not in printed
+    assert not (tmp_path / 'out.py').exists()
+
+
+def test_hosts_are_listed(tmp_path):
+    page = tmp_path / 'hosts.md'
+    page.write_text('# Hosts\n<!-- What follows is written by tools/check_hosts.py. -->\n'
+                    '| family | trains and predicts | does not |\n|---|---|---|\n'
+                    '| mmdet/atss | `a` |  |\n| mmdet/yolof | none |  |\n')
+    run('tools/check_hosts.py', '--arch', 's0', '--only', 'mmdet/yolof', 'mmdet/cornernet',
+        '--out', page)
+    head, marker, _, _, *rows = page.read_text().splitlines()
+    assert head == '# Hosts' and 'check_hosts' in marker
+    assert rows[0] == '| mmdet/atss | `a` |  |'
+    assert rows[1].startswith('| mmdet/cornernet |  | `cornernet_hourglass104_8xb6-210e-mstest_'
+                              'coco` refused: the backbone HourglassNet has outputs of strides 4')
+    assert rows[2] == '| mmdet/yolof | `yolof_r50-c5_8xb8-1x_coco` |  |'

@@ -1,0 +1,59 @@
+"""Put an EfficientFormer into a config of mmdet or mmseg.
+
+    python tools/swap_backbone.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --arch l3 \
+        --out work_dirs/retinanet_effformer_l3.py
+
+What is written stands alone and goes to tools/train.py and its like. docs/hosts.md says what is
+changed, and which hosts are known to work.
+"""
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.fileio import load
+
+from mmeffformer.cli import explained, require_file
+from mmeffformer.swap import swap_backbone
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file, or LIBRARY::PATH of one that comes with '
+                        'mmdet or mmseg')
+    parser.add_argument('--arch', required=True, help='l1, l3, l7, s0, s1, s2, l, or a JSON file '
+                        'with the keys of a dict arch (and "type": "EfficientFormerV2" for a V2)')
+    parser.add_argument('--out', type=Path, required=True, help='config file to write')
+    parser.add_argument('--options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+                        help='further arguments of the backbone, as drop_path_rate=0.1')
+    args = parser.parse_args()
+
+    with explained():
+        if args.out.suffix != '.py':
+            raise ValueError(f'--out {args.out} must end in .py')
+        cfg = Config.fromfile(locate(args.config))
+        arch, options = args.arch, dict(args.options)
+        if arch.endswith('.json'):
+            arch = load(require_file(arch, 'arch'))
+            if not isinstance(arch, dict):
+                raise ValueError(f'{args.arch} holds no dict of widths, depths, ...')
+            options.update({'type': arch.pop('type')} if 'type' in arch else {})
+        cfg = swap_backbone(cfg, arch, **options)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+    cfg.dump(args.out)
+    print(f'{args.out} is written; to train it: python tools/train.py {args.out}')
+
+
+def locate(config: str) -> str:
+    """Return the file of a config, which may be given as LIBRARY::PATH."""
+    library, _, path = config.rpartition('::')
+    if library:
+        spec = find_spec(library) if library.isidentifier() else None
+        if spec is None:
+            raise ValueError(f'config {config!r}: there is no library {library!r} here')
+        path = str(Path(spec.origin).parent / '.mim' / 'configs' / path)
+    return require_file(path, 'config')
+
+
+if __name__ == '__main__':
+    main()
