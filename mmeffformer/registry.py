@@ -1,4 +1,6 @@
 """A child of mmengine's registry, so that ``mmeffformer.NAME`` resolves in any scope."""
+from importlib.metadata import PackageNotFoundError, version
+
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
@@ -10,3 +12,10 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmef
 # ``mmengine.hub.get_config('mmeffformer::...')`` and configs that inherit from
 # ``mmeffformer::...`` look up the distribution of a module here.
 MODULE2PACKAGE.setdefault(SCOPE, SCOPE)
+
+# So do those of mmseg, whose fork has a distribution of another name: mmengine would not find
+# it, and install the original beside it by itself.
+try:
+    version(MODULE2PACKAGE['mmseg'])
+except PackageNotFoundError:
+    MODULE2PACKAGE['mmseg'] = 'mmseg'

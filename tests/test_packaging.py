@@ -8,6 +8,7 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,3 +67,15 @@ def test_no_openmmlab_library_is_required_by_name(wheel):
         'torch', 'torchvision', 'numpy', 'rich', 'safetensors'}
     assert {'onedl', 'openmmlab', 'test'} <= {*metadata.get_all('Provides-Extra')}
     assert metadata['License'] == 'Apache-2.0' or metadata['License-Expression'] == 'Apache-2.0'
+
+
+@pytest.mark.parametrize('base, kind', [
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'RetinaNet'),
+    ('mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py', 'EncoderDecoder'),
+    ('mmeffformer::segmentation/semfpn_effformer_l3.py', 'EncoderDecoder')])
+def test_configs_inherit_from_the_libraries(base, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr('subprocess.check_call', lambda *args: pytest.fail(f'runs {args}'))
+    monkeypatch.setattr('os.system', lambda *args: pytest.fail(f'runs {args}'))
+    config = tmp_path / 'mine.py'
+    config.write_text(f"_base_ = '{base}'\n")
+    assert Config.fromfile(config).model.type == kind

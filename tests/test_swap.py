@@ -8,8 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
-from mmeffformer import hosts
-from mmeffformer.swap import swap_backbone
+from mmeffformer import hosts, swap_backbone
 
 WIDTHS = 16, 24, 32, 48
 TINY = dict(widths=WIDTHS, depths=(1, 1, 1, 2), attention_blocks=(0, 0, 0, 1))

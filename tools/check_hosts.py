@@ -134,8 +134,9 @@ def attempt(cfg: Config) -> str:
 
 
 def told(error: Exception) -> str:
-    """The first sentence of an error."""
+    """The first sentence of an error, without addresses and the place of the libraries."""
     text = ' '.join(f'{type(error).__name__}: {error}'.split())
+    text = re.sub(r"/\S*site-packages/|'https?://\S+' ?", '', text)
     return text.split('. ')[0].split(';')[0][:160]
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.fileio import load
 
+from mmeffformer import swap_backbone
 from mmeffformer.cli import explained, require_file
-from mmeffformer.swap import swap_backbone
 
 
 def main():

@@ -1,16 +1,14 @@
 """The command lines on a config of mmseg, run as a user runs them."""
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import run_tool as run
 from mmengine.config import Config
 from mmengine.fileio import load
 
@@ -18,15 +16,6 @@ from mmeffformer.datasets import SEG_CLASSES, write_ade20k
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'tests/data/semfpn_tiny.py'
-
-
-def run(*command) -> str:
-    """Run a tool with this interpreter and return what it printed."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope='module')

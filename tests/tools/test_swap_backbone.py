@@ -1,28 +1,17 @@
 """The command lines for other libraries' configs, run as a user runs them."""
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import run_tool as run
 from mmengine.config import Config
 
+from mmeffformer import swap_backbone
 from mmeffformer.datasets import write_coco
-from mmeffformer.swap import swap_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
-
-
-def run(*command, code: int = 0) -> str:
-    """Run a tool with this interpreter and return what it printed."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == code, done.stdout[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +67,7 @@ def test_config_of_mmseg_and_of_a_path(tmp_path):
      'roi_head.shared_head ResLayer is the last stage'),
 ])
 def test_what_is_wrong_is_said_in_a_line(arguments, message, tmp_path):
-    printed = run('tools/swap_backbone.py', *arguments, '--out', tmp_path / 'out.py', code=1)
+    printed = run('tools/swap_backbone.py', *arguments, '--out', tmp_path / 'out.py', expect=1)
     last = printed.splitlines()[-1]
     assert last.startswith('swap_backbone.py: ') and message in last
     assert 'Traceback' not in printed

@@ -8,12 +8,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Optional
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import run_tool as run
 from mmdet.apis import inference_detector, init_detector
 
 from mmeffformer import EfficientFormer
@@ -24,17 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/maskrcnn_effformer_l1_shapes.py'
 # Log and save every step or two.
 OFTEN = ['default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=2']
-
-
-def run(*command, expect: Optional[int] = 0, env=None) -> str:
-    """Run a tool with this interpreter and return what it printed. It has to end with the
-    exit code ``expect``, or any that says it failed."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
-                          env={**os.environ, **(env or {})})
-    good = done.returncode == expect if expect is not None else done.returncode
-    assert good, done.stdout[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope='module')
