@@ -39,7 +39,7 @@ def check_fit(model: nn.Module, path: str) -> None:
     checkpoint = read_model(path)
     state = checkpoint.get('state_dict', checkpoint)
     check_state(state, model.state_dict(), path)
-    trained = checkpoint.get('meta', {}).get('bias_mode')
+    trained = (checkpoint.get('meta') or {}).get('bias_mode')
     modes = {module.mode for module in model.modules() if isinstance(module, AttentionBias)}
     if trained and modes and modes != {trained}:
         raise ValueError(f'checkpoint {path} was trained with bias_mode={trained!r}, the config '

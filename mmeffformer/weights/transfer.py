@@ -40,7 +40,8 @@ def transfer_model(source: str, model: nn.Module) -> Dict[str, dict]:
     Raises:
         FileNotFoundError, ConnectionError: The checkpoint is not there.
         ValueError: It is none of a whole model (an ImageNet classifier, say), is of
-            the other task, another arch or bias grid, or cannot be read.
+            the other task, another arch or bias grid, has values that are not finite, or
+            cannot be read.
     """
     path = locate(source)
     checkpoint = read_checkpoint(path)
@@ -77,10 +78,14 @@ def transfer_model(source: str, model: nn.Module) -> Dict[str, dict]:
     converted.update((key.removeprefix('module.'), value) for key, value in state.items()
                      if key not in inside and isinstance(value, Tensor))
     check_state(converted, wanted, str(path))
+    infinite = [key for key, value in converted.items() if not value.isfinite().all()]
+    if infinite:
+        raise ValueError(f'{path} has {len(infinite)} tensors with values that are NaN or '
+                         f'infinite, first {infinite[0]}')
     meta = _origin(path, report)
     if legacy:
         meta['bias_mode'] = 'legacy'
-    classes = checkpoint.get('meta', {}).get('CLASSES')
+    classes = (checkpoint.get('meta') or {}).get('CLASSES')
     if isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes):
         meta['dataset_meta'] = dict(classes=tuple(classes))
     return dict(meta=meta, state_dict=converted)

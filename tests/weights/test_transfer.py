@@ -106,6 +106,10 @@ def test_what_is_no_such_model_is_named(tmp_path):
                     **{'roi_head.bbox_head.fc_cls.weight': torch.ones(3, 4)})
     with pytest.raises(ValueError, match=r'fc_cls.weight: \(3, 4\) instead of \(81, 1024\)'):
         transfer_model(broken, build(detector))
+    broken = theirs('det_v1_l1', tmp_path, **{
+        'roi_head.bbox_head.fc_cls.bias': torch.full((81,), float('nan'))})
+    with pytest.raises(ValueError, match='1 tensors with values that are NaN.*fc_cls.bias'):
+        transfer_model(broken, build(detector))
 
 
 @pytest.mark.parametrize('arch, version', [('l1', ''), ('s0', 'v2')])
