@@ -1,13 +1,15 @@
-"""A child of mmengine's registry, so that ``mmeffformer.NAME`` resolves in any scope."""
+"""Children of mmengine's registries, so that ``mmeffformer.NAME`` resolves in any scope."""
 from importlib.metadata import PackageNotFoundError, version
 
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
 SCOPE = 'mmeffformer'
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmeffformer.models'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmeffformer.deploy'])
 
 # ``mmengine.hub.get_config('mmeffformer::...')`` and configs that inherit from
 # ``mmeffformer::...`` look up the distribution of a module here.

@@ -24,9 +24,8 @@ from typing import Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
-from .layers import ConvNorm, Mlp, build_act, layer_scale
+from .layers import ConvNorm, Mlp, ScaledBlock, build_act
 
 Grid = Tuple[int, int]
 BIAS_MODES = ('offset', 'legacy')
@@ -159,23 +158,22 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
-class MB3D(nn.Module):
+class MB3D(ScaledBlock):
     """MetaBlock on tokens (B, N, C): attention, then an MLP (paper, eq. 4)."""
+
+    branches = {'layer_scale1': 'token_mixer.proj', 'layer_scale2': 'mlp.project'}
 
     def __init__(self, channels: int, hidden: int, drop_path: float,
                  layer_scale_init_value: float, bias_grid: Grid, bias_mode: str, act_cfg: dict):
-        super().__init__()
+        super().__init__(channels, layer_scale_init_value, drop_path)
         self.norm1 = nn.LayerNorm(channels)
         self.token_mixer = Attention(channels, bias_grid, bias_mode)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, hidden, act_cfg)
-        self.layer_scale1 = layer_scale(channels, layer_scale_init_value)
-        self.layer_scale2 = layer_scale(channels, layer_scale_init_value)
-        self.drop_path = StochasticDepth(drop_path, 'row')
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        x = x + self.drop_path(self.layer_scale1 * self.token_mixer(self.norm1(x), grid))
-        return x + self.drop_path(self.layer_scale2 * self.mlp(self.norm2(x)))
+        x = self.add(x, self.token_mixer(self.norm1(x), grid), self.layer_scale1)
+        return self.add(x, self.mlp(self.norm2(x)), self.layer_scale2)
 
 
 class StridedAttention(nn.Module):
@@ -220,13 +218,40 @@ class StridedAttention(nn.Module):
             x = self.stride_conv(x)
         q, k = (to_heads(conv(x), self.heads) for conv in (self.q, self.k))
         values = self.v(x)
-        scores = q @ k.transpose(2, 3) * self.scale + self.bias(x.shape[2:], q.dtype)
-        scores = self.talking_head2(self.talking_head1(scores).softmax(-1))
+        scores, bias = q @ k.transpose(2, 3), self.bias(x.shape[2:], q.dtype)
+        if self.talking_head1.bias is None:  # fused: the bias is mixed already
+            scores = mix_heads(self.talking_head1, scores, bias)
+        else:
+            scores = self.talking_head1(scores * self.scale + bias)
+        scores = self.talking_head2(scores.softmax(-1))
         x = to_image(scores @ to_heads(values, self.heads), values) + self.v_local(values)
         if self.stride > 1:
             # An odd grid is cut, not squeezed: every pixel stays where an even grid has it.
             x = F.interpolate(x, scale_factor=self.stride, mode='bilinear')[..., :rows, :cols]
         return self.proj(self.act(x))
+
+    @torch.no_grad()
+    def fuse(self):
+        """Mix the bias table instead of the bias of every pair of tokens.
+
+        Exact on any grid, as resampling is linear and keeps a constant.
+        """
+        mixing = self.talking_head1
+        if mixing.bias is None:
+            return
+        weight = mixing.weight[..., 0, 0]
+        table = torch.einsum('oh,hyx->oyx', weight, self.bias.table)
+        self.bias.table.copy_(table + mixing.bias[:, None, None])
+        mixing.weight.mul_(self.scale)
+        mixing.bias = None
+
+
+def mix_heads(mixing: nn.Conv2d, scores: Tensor, bias: Tensor) -> Tensor:
+    """Return scores (B, heads, N, M) mixed among the heads, plus a bias (heads, N, M)."""
+    weight = mixing.weight[..., 0, 0].to(scores.dtype)
+    mixed = torch.baddbmm(bias.flatten(1).expand(len(scores), -1, -1),
+                          weight.expand(len(scores), -1, -1), scores.flatten(2))
+    return mixed.view_as(scores)
 
 
 class AttentionDownsample(nn.Module):

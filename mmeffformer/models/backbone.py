@@ -81,6 +81,7 @@ class Backbone(BaseModule):
         self.out_indices = _check_out_indices(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.deployed = False
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.out_norms = nn.ModuleDict({
@@ -108,7 +109,24 @@ class Backbone(BaseModule):
                 outs.append(self.out_norms[str(i)](x) if self.out_norms else x)
         return tuple(outs)
 
+    def switch_to_deploy(self) -> 'Backbone':
+        """Fuse the backbone in place for inference, and return it in eval mode.
+
+        Norms of convolutions and layer scales become part of the layers before them.
+        Results stay the same to rounding. Fused weights load into a fused backbone.
+        """
+        self.eval()
+        for module in reversed([*self.modules()]):  # inner modules first
+            if hasattr(module, 'fuse'):
+                module.fuse()
+        self.deployed = True
+        return self.requires_grad_(False)
+
     def train(self, mode: bool = True) -> 'Backbone':
+        if mode and self.deployed:
+            raise RuntimeError('the backbone was switched to deploy, its norms are gone: it '
+                               'cannot be trained. Build it anew and load the weights from '
+                               'before switch_to_deploy()')
         super().train(mode)
         if mode:
             self._freeze()

@@ -11,33 +11,39 @@ throughout.
 from typing import List, Optional, Sequence, Union
 
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from ..registry import MODELS
 from .arch import ARCHS_V2, Arch, get_arch
 from .attention import AttentionDownsample, Grid, StridedAttention
 from .backbone import Backbone, Stage, check_bias, check_in_channels, drop_path_rates
-from .layers import ConvMlp, ConvNorm, Stem, layer_scale
+from .layers import ConvMlp, ConvNorm, ScaledBlock, Stem
 
 
-class BlockV2(nn.Module):
-    """Attention where ``token_mixer`` is one, then a unified FFN, on (B, C, H, W)."""
+class FfnBlock(ScaledBlock):
+    """Unified FFN on (B, C, H, W) (V2, section 3.1)."""
+
+    branches = {'layer_scale2': 'mlp.project'}
 
     def __init__(self, channels: int, hidden: int, drop_path: float,
-                 layer_scale_init_value: float, norm_cfg: dict, act_cfg: dict,
-                 token_mixer: Optional[nn.Module] = None):
-        super().__init__()
-        self.token_mixer = token_mixer
-        if token_mixer is not None:
-            self.layer_scale1 = layer_scale(channels, layer_scale_init_value)
+                 layer_scale_init_value: float, norm_cfg: dict, act_cfg: dict):
+        super().__init__(channels, layer_scale_init_value, drop_path)
         self.mlp = ConvMlp(channels, hidden, norm_cfg, act_cfg, local=True)
-        self.layer_scale2 = layer_scale(channels, layer_scale_init_value)
-        self.drop_path = StochasticDepth(drop_path, 'row')
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.token_mixer is not None:
-            x = x + self.drop_path(self.layer_scale1[:, None, None] * self.token_mixer(x))
-        return x + self.drop_path(self.layer_scale2[:, None, None] * self.mlp(x))
+        return self.add(x, self.mlp(x), self.layer_scale2)
+
+
+class AttentionBlock(FfnBlock):
+    """Attention, then a unified FFN, on (B, C, H, W)."""
+
+    branches = {'layer_scale1': 'token_mixer.proj', **FfnBlock.branches}
+
+    def __init__(self, token_mixer: nn.Module, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.token_mixer = token_mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.add(x, self.token_mixer(x), self.layer_scale1))
 
 
 @MODELS.register_module()
@@ -91,11 +97,13 @@ class EfficientFormerV2(Backbone):
                 downsample = ConvNorm(widths[i - 1], width, 3, 2, norm_cfg=norm_cfg) if i else None
             blocks = []
             for j, (hidden, rate) in enumerate(zip(arch.hidden(i), rates[i])):
-                attention = StridedAttention(
-                    width, (rows, cols), bias_mode, stride=1 if i == last else 2, **cfg
-                ) if arch.attends(i, j) else None
-                blocks.append(BlockV2(width, hidden, rate, layer_scale_init_value,
-                                      token_mixer=attention, **cfg))
+                block = (width, hidden, rate, layer_scale_init_value)
+                if arch.attends(i, j):
+                    attention = StridedAttention(width, (rows, cols), bias_mode,
+                                                 stride=1 if i == last else 2, **cfg)
+                    blocks.append(AttentionBlock(attention, *block, **cfg))
+                else:
+                    blocks.append(FfnBlock(*block, **cfg))
             stages.append(Stage(downsample, blocks, with_cp))
         super().__init__(arch, stem, stages, in_channels, out_indices, out_norm_cfg,
                          frozen_stages, norm_eval, init_cfg)

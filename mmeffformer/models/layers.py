@@ -2,12 +2,13 @@
 
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
-from typing import Optional
+from typing import Dict, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 _NORMS = {'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm,
@@ -60,6 +61,27 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
 
+    def fuse(self):
+        """Fold a BatchNorm into the convolution; another norm stays."""
+        norm = self.norm
+        if isinstance(norm, _BatchNorm) and norm.running_var is not None:
+            scale = (norm.running_var.double() + norm.eps).rsqrt()
+            scale = scale if norm.weight is None else scale * norm.weight
+            shift = -norm.running_mean * scale
+            scale_output(self.conv, scale, shift if norm.bias is None else shift + norm.bias)
+            self.norm = nn.Identity()
+
+
+@torch.no_grad()
+def scale_output(layer: Union[nn.Conv2d, nn.Linear], scale: Tensor,
+                 shift: Optional[Tensor] = None):
+    """Make ``layer``, which has a bias, give ``scale * layer(x) + shift`` for each channel."""
+    dtype = layer.weight.dtype
+    weight = layer.weight.double() * scale.double().view(-1, *[1] * (layer.weight.dim() - 1))
+    bias = layer.bias.double() * scale.double()
+    layer.weight.copy_(weight.to(dtype))
+    layer.bias.copy_((bias if shift is None else bias + shift.double()).to(dtype))
+
 
 class Stem(nn.Sequential):
     """Two 3 x 3 convolutions of stride 2: (B, 3, H, W) to (B, C, H / 4, W / 4)."""
@@ -103,22 +125,49 @@ class Mlp(nn.Sequential):
         self.project = nn.Linear(hidden, channels)
 
 
-def layer_scale(channels: int, init_value: float) -> nn.Parameter:
-    return nn.Parameter(torch.full((channels,), float(init_value)))
+class ScaledBlock(nn.Module):
+    """A block of residual branches, each times its layer scale and dropped by chance.
+
+    ``branches`` pairs the name of each scale with the last layer of its branch.
+    """
+
+    branches: Dict[str, str] = {}
+
+    def __init__(self, channels: int, init_value: float, drop_path: float):
+        super().__init__()
+        for scale in self.branches:
+            setattr(self, scale, nn.Parameter(torch.full((channels,), float(init_value))))
+        self.drop_path = StochasticDepth(drop_path, 'row')
+
+    def add(self, x: Tensor, branch: Tensor, scale: Optional[Tensor]) -> Tensor:
+        """Return x + branch, (B, C, H, W) or (B, N, C), the branch scaled and maybe dropped."""
+        if scale is not None:
+            branch = branch * (scale[:, None, None] if x.dim() == 4 else scale)
+        return x + self.drop_path(branch)
+
+    def fuse(self):
+        """Fold each scale into the layer before it, where no norm is between the two."""
+        for name, path in self.branches.items():
+            layer = self.get_submodule(path) if getattr(self, name) is not None else None
+            if isinstance(layer, ConvNorm):
+                layer = layer.conv if isinstance(layer.norm, nn.Identity) else None
+            if layer is not None:
+                scale_output(layer, getattr(self, name))
+                setattr(self, name, None)
 
 
-class MB4D(nn.Module):
+class MB4D(ScaledBlock):
     """MetaBlock on (B, C, H, W): pooling mixer, then a convolutional MLP (paper, eq. 3)."""
+
+    branches = {'layer_scale2': 'mlp.project'}
 
     def __init__(self, channels: int, hidden: int, drop_path: float,
                  layer_scale_init_value: float, norm_cfg: dict, act_cfg: dict):
-        super().__init__()
+        super().__init__(channels, layer_scale_init_value, drop_path)
+        self.layer_scale1 = nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
         self.token_mixer = PoolMixer()
         self.mlp = ConvMlp(channels, hidden, norm_cfg, act_cfg)
-        self.layer_scale1 = layer_scale(channels, layer_scale_init_value)
-        self.layer_scale2 = layer_scale(channels, layer_scale_init_value)
-        self.drop_path = StochasticDepth(drop_path, 'row')
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.layer_scale1[:, None, None] * self.token_mixer(x))
-        return x + self.drop_path(self.layer_scale2[:, None, None] * self.mlp(x))
+        x = self.add(x, self.token_mixer(x), self.layer_scale1)
+        return self.add(x, self.mlp(x), self.layer_scale2)

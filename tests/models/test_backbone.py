@@ -79,11 +79,11 @@ def test_channels_last_of_one_image_stays_channels_last(tiny):
     assert all(out.stride(1) == 1 for out in outs)
 
 
-AUTOCAST = [('cpu', torch.bfloat16, 5e-2)]
+AUTOCAST = [('cpu', torch.bfloat16, 1e-1)]
 if digit_version(torch.__version__) >= digit_version('2.3'):  # before, a CPU knows bfloat16 only
-    AUTOCAST += [('cpu', torch.float16, 1e-2)]
+    AUTOCAST += [('cpu', torch.float16, 2e-2)]
 if torch.cuda.is_available():
-    AUTOCAST += [('cuda', torch.bfloat16, 5e-2), ('cuda', torch.float16, 1e-2)]
+    AUTOCAST += [('cuda', torch.bfloat16, 1e-1), ('cuda', torch.float16, 2e-2)]
 
 
 @pytest.mark.parametrize('device, dtype, relative', AUTOCAST)

@@ -1,0 +1,4 @@
+"""Trained models made fast: fused."""
+from .fuse import DeployHook, fuse
+
+__all__ = ['DeployHook', 'fuse']

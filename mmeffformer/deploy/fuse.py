@@ -1,0 +1,46 @@
+"""Norms and scales of a whole model folded into the layers before them."""
+from collections import Counter
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..registry import HOOKS
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Fuse a detector, a segmentor or a backbone in place, and return it in eval mode.
+
+    Every backbone that has ``switch_to_deploy`` does so, and each BatchNorm of an mmcv
+    ``ConvModule``, of which necks and heads are made, becomes part of its convolution.
+    Results stay the same to rounding; training it afterwards raises. Fused weights
+    load into a fused model. Fusing twice is fusing once.
+    """
+    model.eval()
+    for module in [*model.modules()]:
+        if hasattr(module, 'switch_to_deploy'):
+            module.switch_to_deploy()
+    try:
+        from mmcv.cnn import ConvModule, fuse_conv_bn
+    except ImportError:  # a backbone alone
+        return model
+    # Heads may share a convolution among levels with a norm each, as RTMDet's: it stays.
+    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False)
+                   if isinstance(module, nn.Conv2d))
+    for module in model.modules():
+        if (isinstance(module, ConvModule) and module.with_norm
+                and isinstance(module.norm, _BatchNorm) and type(module.conv) is nn.Conv2d
+                and uses[module.conv] == 1
+                and module.order.index('norm') == module.order.index('conv') + 1):
+            fuse_conv_bn(module)
+    return model
+
+
+@HOOKS.register_module()
+class DeployHook(Hook):
+    """Fuses the model before it is tested (:func:`fuse`)."""
+
+    def before_test(self, runner):
+        model = runner.model
+        fuse(model.module if is_model_wrapper(model) else model)
