@@ -1,6 +1,9 @@
-"""Evaluate a checkpoint: python tools/test.py CONFIG work_dirs/NAME/epoch_12.pth"""
+"""Evaluate a checkpoint: python tools/test.py CONFIG work_dirs/NAME/epoch_12.pth
+
+Or a file exported from it: python tools/test.py CONFIG --backend onnx --model FILE.onnx
+"""
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
@@ -14,14 +17,19 @@ from mmeffformer.cli import (
     require_file,
 )
 from mmeffformer.datasets import check_dataset
+from mmeffformer.deploy.runtimes import open_exported
+from mmeffformer.deploy.serve import ExportedModel
 from mmeffformer.runs import record_evaluation
 from mmeffformer.weights.fit import check_fit
 
 
 def main():
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='file saved by tools/train.py')
+    parser.add_argument('checkpoint', nargs='?', help='file saved by tools/train.py')
+    parser.add_argument('--backend', choices=['onnx', 'openvino'],
+                        help='evaluate --model with this runtime, instead of a checkpoint')
+    parser.add_argument('--model', metavar='FILE', help='whole model saved by tools/export.py')
     parser.add_argument('--out', help='also save the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='also save pictures of the predictions to this folder')
     parser.add_argument('--at-least', nargs='+', default=[], metavar='METRIC=VALUE',
@@ -29,6 +37,8 @@ def main():
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out!r} must end in .pkl or .pickle')
+    if bool(args.backend) != bool(args.model) or bool(args.model) == bool(args.checkpoint):
+        parser.error('give either a checkpoint, or --backend and --model')
     floors = {}
     for word in args.at_least:
         metric, _, value = word.partition('=')
@@ -39,7 +49,10 @@ def main():
 
     with explained():
         cfg = load_config(args)
-        cfg.load_from = require_file(args.checkpoint, 'checkpoint')
+        if args.model:
+            exported = open_exported(args.model, args.backend)
+        else:
+            cfg.load_from = require_file(args.checkpoint, 'checkpoint')
         check_dataset(cfg, splits=('test',))
         if 'backbone' in cfg.model:  # the checkpoint has every weight, so none are fetched
             cfg.model.backbone.init_cfg = None
@@ -51,11 +64,14 @@ def main():
             cfg.visualizer.save_dir = args.show_dir
     runner = Runner.from_cfg(cfg)
     with explained():
-        check_fit(runner.model, args.checkpoint)
+        if args.model:
+            runner.model = ExportedModel(runner.model, exported)
+        else:
+            check_fit(runner.model, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
     metrics = runner.test()
-    if is_main_process():
+    if is_main_process() and args.checkpoint:
         record_evaluation(runner, args.config, args.checkpoint, metrics)
     low = [f'{metric} is {metrics.get(metric)}, expected at least {floor}'
            for metric, floor in floors.items() if not metrics.get(metric, -1) >= floor]

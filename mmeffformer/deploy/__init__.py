@@ -1,4 +1,4 @@
-"""Trained models made fast: fused."""
+"""Trained models made fast: fused, and exported to other runtimes."""
 from .fuse import DeployHook, fuse
 
 __all__ = ['DeployHook', 'fuse']

@@ -104,7 +104,7 @@ class AttentionBias(nn.Module):
 
     def _stretch(self, grid: Grid) -> Tensor:
         bias = expand_table(self.table, self.stride)
-        queries = [-(-n // self.stride) for n in grid]
+        queries = [(n + self.stride - 1) // self.stride for n in grid]
         size = (queries[0] * queries[1], grid[0] * grid[1])
         if tuple(bias.shape[1:]) == size:
             return bias
@@ -251,7 +251,7 @@ def mix_heads(mixing: nn.Conv2d, scores: Tensor, bias: Tensor) -> Tensor:
     weight = mixing.weight[..., 0, 0].to(scores.dtype)
     mixed = torch.baddbmm(bias.flatten(1).expand(len(scores), -1, -1),
                           weight.expand(len(scores), -1, -1), scores.flatten(2))
-    return mixed.view_as(scores)
+    return mixed.view(scores.shape)
 
 
 class AttentionDownsample(nn.Module):
@@ -298,11 +298,12 @@ class AttentionDownsample(nn.Module):
 
 def to_heads(x: Tensor, heads: int) -> Tensor:
     """Return (B, heads * D, H, W) as (B, heads, N, D), a view."""
-    return x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)
+    # Views, as the exporter to ONNX takes the sizes that unflatten leaves for fixed.
+    return x.flatten(2).view(len(x), heads, x.shape[1] // heads, -1).transpose(2, 3)
 
 
 def to_image(x: Tensor, like: Tensor) -> Tensor:
     """Return (B, heads, N, D) as (B, heads * D, H, W), sized and laid out as ``like``."""
     if like.is_contiguous():
-        return x.transpose(2, 3).flatten(1, 2).unflatten(2, like.shape[2:])
-    return x.transpose(1, 2).flatten(2).unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+        return x.transpose(2, 3).reshape(like.shape)
+    return x.transpose(1, 2).flatten(2).view(len(x), *like.shape[2:], -1).permute(0, 3, 1, 2)

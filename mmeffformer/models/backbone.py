@@ -44,7 +44,8 @@ class Stage(nn.Module):
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
         for block in self.blocks[len(conv_blocks):]:
             tokens = self._run(block, tokens, grid)
-        x = tokens.unflatten(1, grid).permute(0, 3, 1, 2)  # channels_last, without a copy
+        # To channels_last, without a copy. The exporter to ONNX takes unflatten's sizes for fixed.
+        x = tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
         return x.contiguous() if rowwise else x
 
     def _run(self, block: nn.Module, x: Tensor, *args) -> Tensor:

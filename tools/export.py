@@ -1,0 +1,51 @@
+"""Export a trained model, and check the file against PyTorch:
+
+  python tools/export.py CONFIG CHECKPOINT --to onnx --what model --shape 800 1344 --dynamic
+"""
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from mmeffformer.cli import explained, require_file
+from mmeffformer.deploy.export import export_checkpoint
+from mmeffformer.deploy.runtimes import SUFFIXES
+from mmeffformer.deploy.traceable import WHAT
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint', help='file saved by tools/train.py')
+    parser.add_argument('--to', choices=[*SUFFIXES], required=True)
+    parser.add_argument('--what', choices=WHAT, default='model',
+                        help='the backbone, the backbone and the neck, or all (default: model)')
+    parser.add_argument('--shape', nargs=2, type=int, required=True, metavar=('H', 'W'),
+                        help='input size in px; with --dynamic one of many')
+    parser.add_argument('--dynamic', action='store_true',
+                        help='take images of any size from 32 px (onnx and openvino)')
+    parser.add_argument('--out', metavar='FILE',
+                        help='what to write (default: in exported/, named after the config)')
+    parser.add_argument('--images', nargs='+', default=[], metavar='FILE',
+                        help='compare on these, besides random inputs (default: two drawn ones)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override config values, as model.test_cfg.rcnn.score_thr=0.3')
+    args = parser.parse_args()
+
+    with explained():
+        cfg = Config.fromfile(require_file(args.config, 'config'))
+        cfg.merge_from_dict(args.cfg_options or {})
+        if 'backbone' not in cfg.get('model', {}):
+            raise ValueError(f'{args.config} has no model.backbone')
+        out = args.out or (f'exported/{Path(args.config).stem}_{args.what}'
+                           f'{SUFFIXES[args.to]}')
+        compared = export_checkpoint(cfg, require_file(args.checkpoint, 'checkpoint'), out,
+                                     args.to, args.what, args.shape, args.dynamic, args.images)
+    print('\n'.join(map(str, compared)) or
+          'not compared with PyTorch: Core ML runs on macOS only; export it there to have it '
+          'compared')
+    print(f'saved as {out}')
+
+
+if __name__ == '__main__':
+    main()
