@@ -9,7 +9,7 @@ from mmengine.registry import Registry
 SCOPE = 'mmeffformer'
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmeffformer.models'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmeffformer.deploy'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmeffformer.hooks'])
 
 # ``mmengine.hub.get_config('mmeffformer::...')`` and configs that inherit from
 # ``mmeffformer::...`` look up the distribution of a module here.

@@ -82,6 +82,7 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
+    speed=dict(channels_last=True),
     logger=dict(interval=10, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=120, max_keep_ckpts=1, save_best=None))
 log_processor = dict(by_epoch=False)

@@ -63,6 +63,7 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(
+    speed=dict(channels_last=True),
     logger=dict(interval=10),
     checkpoint=dict(interval=175, max_keep_ckpts=1, save_best=None))
 visualizer = dict(alpha=0.7)

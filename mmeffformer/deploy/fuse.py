@@ -1,12 +1,8 @@
 """Norms and scales of a whole model folded into the layers before them."""
 from collections import Counter
 
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from ..registry import HOOKS
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -35,12 +31,3 @@ def fuse(model: nn.Module) -> nn.Module:
                 and module.order.index('norm') == module.order.index('conv') + 1):
             fuse_conv_bn(module)
     return model
-
-
-@HOOKS.register_module()
-class DeployHook(Hook):
-    """Fuses the model before it is tested (:func:`fuse`)."""
-
-    def before_test(self, runner):
-        model = runner.model
-        fuse(model.module if is_model_wrapper(model) else model)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import ConvNorm, Mlp, ScaledBlock, build_act
+from .memory import is_captured
 
 Grid = Tuple[int, int]
 BIAS_MODES = ('offset', 'legacy')
@@ -34,9 +35,7 @@ BIAS_MODES = ('offset', 'legacy')
 # few grids are kept: one for landscape and one for portrait pictures.
 CACHED_GRIDS = 2
 
-# torch 2.1 has it under the second name only.
-_is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
-
+SCORE_BYTES = 2 * 2 ** 20  # of the scores in hand at a time, about what cores cache by themselves
 
 def resample_table(table: Tensor, grid: Grid) -> Tensor:
     """Return a bias table (heads, rows, cols) for ``grid`` instead of (rows, cols)."""
@@ -87,8 +86,7 @@ class AttentionBias(nn.Module):
         """Return the bias (heads, queries, keys) for keys on ``grid`` in ``dtype``."""
         if self.mode == 'legacy':
             return self._stretch(grid).to(dtype)
-        if (self.training or torch.is_grad_enabled() or torch.jit.is_tracing()
-                or _is_compiling()):
+        if self.training or torch.is_grad_enabled() or is_captured():
             return self._expand(grid, dtype)
         version = None if self.table.is_inference() else self.table._version
         key = (tuple(grid), dtype, version)
@@ -131,6 +129,23 @@ class AttentionBias(nn.Module):
         return f'heads={heads}, grid=({rows}, {cols}), stride={self.stride}, mode={self.mode}'
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, pad: bool = False) -> Tensor:
+    """Return softmax(q k / sqrt(D) + bias) v, (B, heads, queries, channels of a value).
+
+    Args:
+        q, k: (B, heads, queries or keys, D).
+        v: (B, heads, keys, channels of a value, at least D).
+        bias: (heads, queries, keys).
+        pad: Widen q and k with zeros to the width of v where that is faster: torch's kernel
+            for CPUs that never holds all scores takes one width only.
+    """
+    if not pad or q.device.type != 'cpu' or torch.jit.is_tracing():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    scale = q.shape[-1] ** -0.5
+    q, k = (F.pad(each, (0, v.shape[-1] - each.shape[-1])) for each in (q, k))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=scale)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with offset bias on (B, N, C) (paper, eq. 5).
 
@@ -150,12 +165,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, heads * sum(self.split))
         self.proj = nn.Linear(heads * value_dim, channels)
         self.bias = AttentionBias(heads, bias_grid, mode=bias_mode)
+        self.fused = False
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        q, k, v = qkv.split(self.split, dim=-1)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(grid, q.dtype))
+        x = attend(*qkv.split(self.split, dim=-1), self.bias(grid, qkv.dtype), self.fused)
         return self.proj(x.transpose(1, 2).flatten(2))
+
+    def fuse(self):
+        """Choose the faster kernel."""
+        self.fused = True
 
 
 class MB3D(ScaledBlock):
@@ -211,6 +230,7 @@ class StridedAttention(nn.Module):
         self.act = build_act(act_cfg)
         self.proj = ConvNorm(values, channels, 1, **cfg)
         self.bias = AttentionBias(heads, bias_grid, mode=bias_mode)
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
         rows, cols = x.shape[2:]
@@ -218,13 +238,13 @@ class StridedAttention(nn.Module):
             x = self.stride_conv(x)
         q, k = (to_heads(conv(x), self.heads) for conv in (self.q, self.k))
         values = self.v(x)
-        scores, bias = q @ k.transpose(2, 3), self.bias(x.shape[2:], q.dtype)
-        if self.talking_head1.bias is None:  # fused: the bias is mixed already
-            scores = mix_heads(self.talking_head1, scores, bias)
+        v, bias = to_heads(values, self.heads), self.bias(x.shape[2:], q.dtype)
+        if self.fused:
+            attended = attend_mixed(q, k, v, bias, self.talking_head1, self.talking_head2)
         else:
-            scores = self.talking_head1(scores * self.scale + bias)
-        scores = self.talking_head2(scores.softmax(-1))
-        x = to_image(scores @ to_heads(values, self.heads), values) + self.v_local(values)
+            scores = self.talking_head1(q @ k.transpose(2, 3) * self.scale + bias)
+            attended = self.talking_head2(scores.softmax(-1)) @ v
+        x = to_image(attended, values) + self.v_local(values)
         if self.stride > 1:
             # An odd grid is cut, not squeezed: every pixel stays where an even grid has it.
             x = F.interpolate(x, scale_factor=self.stride, mode='bilinear')[..., :rows, :cols]
@@ -236,21 +256,48 @@ class StridedAttention(nn.Module):
 
         Exact on any grid, as resampling is linear and keeps a constant.
         """
-        mixing = self.talking_head1
-        if mixing.bias is None:
+        if self.fused:
             return
-        weight = mixing.weight[..., 0, 0]
-        table = torch.einsum('oh,hyx->oyx', weight, self.bias.table)
+        mixing = self.talking_head1
+        table = torch.einsum('oh,hyx->oyx', mixing.weight[..., 0, 0], self.bias.table)
         self.bias.table.copy_(table + mixing.bias[:, None, None])
         mixing.weight.mul_(self.scale)
         mixing.bias = None
+        self.fused = True
+
+
+def attend_mixed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, before: nn.Conv2d,
+                 after: nn.Conv2d) -> Tensor:
+    """Return after(softmax(before(q k) + bias)) v, (B, heads, queries, channels of a value).
+
+    In inference on a CPU some queries at a time, so that their scores stay in the cache.
+
+    Args:
+        q, k, v: (B, heads, queries or keys, channels).
+        bias: (heads, queries, keys).
+        before, after: 1 x 1 convolutions that mix the heads, ``before`` without a bias.
+    """
+    keys = k.transpose(2, 3)
+    if q.device.type != 'cpu' or torch.is_grad_enabled() or is_captured():
+        return _attend_mixed(q, keys, v, bias, before, after)
+    rows = max(1, SCORE_BYTES // (bias[:, 0].numel() * len(q) * q.element_size()))
+    keys, v = keys.contiguous(), v.contiguous()
+    return torch.cat([_attend_mixed(queries, keys, v, offsets, before, after)
+                      for queries, offsets in zip(q.split(rows, 2), bias.split(rows, 1))], 2)
+
+
+def _attend_mixed(q: Tensor, keys: Tensor, v: Tensor, bias: Tensor, before: nn.Conv2d,
+                  after: nn.Conv2d) -> Tensor:
+    scores = mix_heads(before, q @ keys, bias.flatten(1))
+    return mix_heads(after, scores.softmax(-1), after.bias[:, None]) @ v
 
 
 def mix_heads(mixing: nn.Conv2d, scores: Tensor, bias: Tensor) -> Tensor:
-    """Return scores (B, heads, N, M) mixed among the heads, plus a bias (heads, N, M)."""
-    weight = mixing.weight[..., 0, 0].to(scores.dtype)
-    mixed = torch.baddbmm(bias.flatten(1).expand(len(scores), -1, -1),
-                          weight.expand(len(scores), -1, -1), scores.flatten(2))
+    """Return scores (B, heads, N, M) mixed among the heads, plus a bias (heads, N * M or 1)."""
+    batch, dtype = len(scores), scores.dtype
+    weight = mixing.weight[..., 0, 0].to(dtype)
+    mixed = torch.baddbmm(bias.to(dtype).expand(batch, -1, -1), weight.expand(batch, -1, -1),
+                          scores.flatten(2))
     return mixed.view(scores.shape)
 
 
@@ -285,15 +332,19 @@ class AttentionDownsample(nn.Module):
         self.act = build_act(act_cfg)
         self.proj = ConvNorm(values, out_channels, 1, **cfg)
         self.bias = AttentionBias(heads, bias_grid, stride=2, mode=bias_mode)
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
         values = self.v(x)
         local = self.v_local(values)
         q = to_heads(self.q(self.q_local(x) + x[..., ::2, ::2]), self.heads)
         k, v = (to_heads(each, self.heads) for each in (self.k(x), values))
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=self.bias(x.shape[2:], q.dtype))
+        attended = attend(q, k, v, self.bias(x.shape[2:], q.dtype), self.fused)
         return self.embed(x) + self.proj(self.act(to_image(attended, local) + local))
+
+    def fuse(self):
+        """Choose the faster kernel."""
+        self.fused = True
 
 
 def to_heads(x: Tensor, heads: int) -> Tensor:

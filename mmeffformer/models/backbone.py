@@ -10,11 +10,11 @@ from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from .arch import STAGES, Arch
 from .attention import BIAS_MODES, MB3D, Grid
 from .layers import build_norm
+from .memory import by_strips, checkpointed
 
 STRIDES = (4, 8, 16, 32)
 
@@ -50,7 +50,9 @@ class Stage(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor, *args) -> Tensor:
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, *args, use_reentrant=False)
+            return checkpointed(block, x, *args)
+        if block.local:
+            return by_strips(block, x, block.mlp.expand.conv.out_channels)
         return block(x, *args)
 
 

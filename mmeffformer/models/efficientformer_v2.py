@@ -23,20 +23,23 @@ class FfnBlock(ScaledBlock):
     """Unified FFN on (B, C, H, W) (V2, section 3.1)."""
 
     branches = {'layer_scale2': 'mlp.project'}
+    local = True
 
     def __init__(self, channels: int, hidden: int, drop_path: float,
                  layer_scale_init_value: float, norm_cfg: dict, act_cfg: dict):
         super().__init__(channels, layer_scale_init_value, drop_path)
         self.mlp = ConvMlp(channels, hidden, norm_cfg, act_cfg, local=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.add(x, self.mlp(x), self.layer_scale2)
+    def forward(self, x: Tensor, rows: Optional[slice] = None) -> Tensor:
+        """Return (B, C, H, W), or only these rows of it."""
+        return self.add(x[:, :, rows] if rows else x, self.mlp(x, rows), self.layer_scale2)
 
 
 class AttentionBlock(FfnBlock):
     """Attention, then a unified FFN, on (B, C, H, W)."""
 
     branches = {'layer_scale1': 'token_mixer.proj', **FfnBlock.branches}
+    local = False
 
     def __init__(self, token_mixer: nn.Module, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -2,7 +2,8 @@
 
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
-from typing import Dict, Optional, Union
+from functools import lru_cache
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
+
+from .memory import is_autocast, is_captured, is_remaking, remade, statistics_kept
 
 _NORMS = {'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm,
           'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d}
@@ -46,6 +49,10 @@ def build_act(cfg: dict) -> nn.Module:
     return cls(**cfg)
 
 
+# Activations that oneDNN computes as part of a convolution, and its names for them.
+POST_OPS = {repr(nn.ReLU()): 'relu', repr(nn.GELU()): 'gelu', repr(nn.SiLU()): 'swish'}
+
+
 class ConvNorm(nn.Module):
     """Convolution that keeps H and W at stride 1 and halves them (rounded up)
     at stride 2, a norm, and an activation where ``act_cfg`` names one."""
@@ -57,12 +64,40 @@ class ConvNorm(nn.Module):
                               groups=groups)
         self.norm = build_norm(norm_cfg, out_channels)
         self.act = build_act(act_cfg) if act_cfg else nn.Identity()
+        self.post_op: Optional[str] = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if (self.post_op and x.device.type == 'cpu' and x.dtype == torch.float32
+                and not torch.is_grad_enabled() and not is_captured() and not is_autocast()):
+            conv = self.conv
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
+                self.post_op, [], 'none')
         return self.act(self.norm(self.conv(x)))
 
+    def remakable(self, x: Tensor) -> Tuple[Tensor, Optional[Callable[[], Tensor]]]:
+        """Return norm and activation of the convolution's output x, and how to make them again.
+
+        Of all that, only x is kept for backward (:func:`remade`).
+        """
+        if isinstance(self.norm, nn.SyncBatchNorm):  # would wait for the other processes
+            normed, remake = self.norm(x), None
+        else:
+            normed, remake = self.norm(x), lru_cache(lambda: self._norm_again(x))
+        with remade(normed, remake):
+            out = self.act(normed)
+        return out, remake and (lambda: self.act(remake()))
+
+    def _norm_again(self, x: Tensor) -> Tensor:
+        with statistics_kept(self.norm):
+            return self.norm(x)
+
     def fuse(self):
-        """Fold a BatchNorm into the convolution; another norm stays."""
+        """Fold a BatchNorm into the convolution; another norm stays.
+
+        The activation can then be computed on the convolution's way out, while its output
+        is still in the cache, by the operator that torch.compile uses for it.
+        """
         norm = self.norm
         if isinstance(norm, _BatchNorm) and norm.running_var is not None:
             scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -70,6 +105,8 @@ class ConvNorm(nn.Module):
             shift = -norm.running_mean * scale
             scale_output(self.conv, scale, shift if norm.bias is None else shift + norm.bias)
             self.norm = nn.Identity()
+        if isinstance(self.norm, nn.Identity) and torch.backends.mkldnn.is_available():
+            self.post_op = POST_OPS.get(repr(self.act))
 
 
 @torch.no_grad()
@@ -96,7 +133,27 @@ class PoolMixer(nn.Module):
     """3 x 3 average pooling minus identity; borders average real pixels only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x
+        if not is_remaking() or not x.requires_grad:
+            return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x
+        return _AveragePool.apply(x) - x
+
+
+class _AveragePool(torch.autograd.Function):
+    """The average over the 3 x 3 around each pixel, with a backward that is a pooling too.
+
+    A pixel's gradient is the sum over the same 3 x 3 of gradients, each divided by how many
+    pixels were averaged there. torch scatters instead, which is many times slower, and keeps x.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        ones = grad.new_ones(1, 1, *grad.shape[2:])
+        share = F.avg_pool2d(ones, 3, 1, 1)  # of 9, the pixels that were averaged
+        return F.avg_pool2d(grad / share, 3, 1, 1)
 
 
 class ConvMlp(nn.Sequential):
@@ -114,6 +171,20 @@ class ConvMlp(nn.Sequential):
                                 act_cfg=act_cfg)
         self.project = ConvNorm(hidden, channels, 1, norm_cfg=norm_cfg)
 
+    def forward(self, x: Tensor, rows: Optional[slice] = None) -> Tensor:
+        """Return (B, C, H, W), or only these rows of it, of which x then has the neighbours."""
+        remake = None
+        for layer in self:
+            if is_remaking():
+                with remade(x, remake):
+                    x = layer.conv(x)
+                x, remake = layer.remakable(x)
+            else:
+                x = layer(x)
+            if rows and layer.conv.kernel_size != (1, 1):
+                x = x[:, :, rows]
+        return x
+
 
 class Mlp(nn.Sequential):
     """Linear layers to ``hidden`` channels and back, on (B, N, C)."""
@@ -128,10 +199,12 @@ class Mlp(nn.Sequential):
 class ScaledBlock(nn.Module):
     """A block of residual branches, each times its layer scale and dropped by chance.
 
-    ``branches`` pairs the name of each scale with the last layer of its branch.
+    ``branches`` pairs the name of each scale with the last layer of its branch; ``local``
+    says that the block looks no farther than the 3 x 3 around each pixel.
     """
 
     branches: Dict[str, str] = {}
+    local = False
 
     def __init__(self, channels: int, init_value: float, drop_path: float):
         super().__init__()
@@ -141,9 +214,13 @@ class ScaledBlock(nn.Module):
 
     def add(self, x: Tensor, branch: Tensor, scale: Optional[Tensor]) -> Tensor:
         """Return x + branch, (B, C, H, W) or (B, N, C), the branch scaled and maybe dropped."""
-        if scale is not None:
-            branch = branch * (scale[:, None, None] if x.dim() == 4 else scale)
-        return x + self.drop_path(branch)
+        if scale is None:
+            return x + self.drop_path(branch)
+        scale = scale[:, None, None] if x.dim() == 4 else scale[None]
+        if self.training and self.drop_path.p:
+            scale = self.drop_path(scale.expand(len(x), *scale.shape))
+        # What is exported has operators that every format knows.
+        return x + branch * scale if torch.jit.is_tracing() else torch.addcmul(x, branch, scale)
 
     def fuse(self):
         """Fold each scale into the layer before it, where no norm is between the two."""
@@ -160,6 +237,7 @@ class MB4D(ScaledBlock):
     """MetaBlock on (B, C, H, W): pooling mixer, then a convolutional MLP (paper, eq. 3)."""
 
     branches = {'layer_scale2': 'mlp.project'}
+    local = True
 
     def __init__(self, channels: int, hidden: int, drop_path: float,
                  layer_scale_init_value: float, norm_cfg: dict, act_cfg: dict):
@@ -168,6 +246,10 @@ class MB4D(ScaledBlock):
         self.token_mixer = PoolMixer()
         self.mlp = ConvMlp(channels, hidden, norm_cfg, act_cfg)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.add(x, self.token_mixer(x), self.layer_scale1)
+    def forward(self, x: Tensor, rows: Optional[slice] = None) -> Tensor:
+        """Return (B, C, H, W), or only these rows of it."""
+        pooled = self.token_mixer(x)
+        with remade(pooled, lambda x=x: self.token_mixer(x)):
+            x = self.add(x, pooled, self.layer_scale1)
+        x = x[:, :, rows] if rows else x
         return self.add(x, self.mlp(x), self.layer_scale2)
