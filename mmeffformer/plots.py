@@ -1,7 +1,7 @@
-"""Pictures of a training run: its learning curve, and a page of drawn images."""
+"""Pictures: learning curves, pages of drawn images, and what networks cost and achieve."""
 import json
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
 import numpy as np
@@ -115,13 +115,36 @@ class Mark(NamedTuple):
     measured: Optional[float]
 
 
-def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path) -> None:
+class TimedMark(NamedTuple):
+    """A mark whose cost was measured, in the range ``spread``."""
+
+    label: str
+    family: str
+    cost: float
+    published: Optional[float]
+    measured: Optional[float]
+    spread: Tuple[float, float]
+
+
+def pareto_front(points: Iterable[Tuple[float, float]]) -> List[Tuple[float, float]]:
+    """Return the points (cost, quality) that no other beats at their cost or less, by cost."""
+    front: List[Tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or quality > front[-1][1]:
+            front.append((cost, quality))
+    return front
+
+
+def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path,
+             front: bool = False, caption: str = '') -> None:
     """Plot quality against cost, the published values hollow, the measured ones filled.
 
     Args:
         panels: Marks by title, and by what their values are, with the unit; one panel each.
         cost: What their cost is, with the unit; on a logarithmic axis.
         out: The picture's file.
+        front: Draw the Pareto front of the published values, behind all.
+        caption: Text below the panels.
     """
     families = list(dict.fromkeys(mark.family for marks in panels.values() for mark in marks))
     colours = {family: f'C{i}' for i, family in enumerate(families)}
@@ -140,16 +163,31 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
                     curves[ax] += ax.plot(*zip(*points), color=colour, marker='o', **style)
                     handles[name] = lines.Line2D([], [], color='grey', marker='o', label=name,
                                                  **style)
+        best = pareto_front((mark.cost, mark.published) for mark in marks
+                            if mark.published is not None) if front else []
+        if best:  # goes on to the right: more time has brought no more
+            best.append((max(mark.cost for mark in marks), best[-1][1]))
+            ax.step(*zip(*best), where='post', color='lightgrey', linewidth=4, zorder=1)
+        for mark in marks:
+            if isinstance(mark, TimedMark):
+                y = mark.published if mark.published is not None else mark.measured
+                ax.hlines(y, *mark.spread, color=colours[mark.family], zorder=4)
         ax.set(xscale='log', xlabel=cost, ylabel=unit, title=title)
-        ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        low, high = ax.get_xlim()
+        ax.xaxis.set_major_locator(ticker.LogLocator(
+            subs=(1, 2, 5) if high > 8 * low else range(1, 10)))
         ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
         ax.xaxis.set_minor_locator(ticker.NullLocator())
         ax.margins(.12)
         ax.grid(alpha=.3)
     families = [lines.Line2D([], [], color=colour, marker='s', linestyle='', label=family)
                 for family, colour in colours.items()]
-    fig.legend(handles=[*families, *(handles[name] for name in styles if name in handles)],
-               loc='outside upper center', ncol=len(families) + 2, frameon=False)
+    handles = [*families, *(handles[name] for name in styles if name in handles)]
+    widest = max((len(handle.get_label()) for handle in handles), default=0) + 6
+    fig.legend(handles=handles, loc='outside upper center', frameon=False,
+               ncol=max(1, min(len(handles), 50 * len(panels) // widest)))  # 50 letters a panel
+    if caption:
+        fig.supxlabel(caption, fontsize=8, color='dimgrey')
     fig.canvas.draw()  # only now is it known where things are
     for ax, marks in zip(axes.flat, panels.values()):
         _label(ax, marks, curves[ax], colours)

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from mmeffformer.plots import Mark, learning_curve, page, read_scalars, tradeoff
+from mmeffformer.plots import (
+    Mark,
+    TimedMark,
+    learning_curve,
+    page,
+    pareto_front,
+    read_scalars,
+    tradeoff,
+)
 
 
 def log(work_dir, run, *records, tail=''):
@@ -86,3 +94,25 @@ def test_tradeoff_shows_published_and_measured(tmp_path, monkeypatch):
 def test_tradeoff_of_nothing(tmp_path):
     tradeoff({('detector', 'AP, %'): []}, 'GMACs', tmp_path / 'plot.png')
     assert (tmp_path / 'plot.png').is_file()
+
+
+def test_pareto_front_is_what_no_other_beats():
+    points = [(3, 5.), (1, 2.), (2, 2.), (2, 4.), (4, 5.), (5, 6.), (1, 1.)]
+    assert pareto_front(points) == [(1, 2.), (2, 4.), (3, 5.), (5, 6.)]
+    assert pareto_front([]) == []
+
+
+def test_tradeoff_with_front_spreads_and_caption(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, 'close', drawn.append)
+    marks = [TimedMark('L1', 'A', 2., 30., None, (1.5, 2.5)),
+             TimedMark('18', 'B', 4., 20., None, (3., 5.)),
+             Mark('L3', 'A', 3., 40., None)]
+    tradeoff({('eager', 'AP, %'): marks}, 'ms', tmp_path / 'plot.png', front=True, caption='why')
+    ax, = drawn[0].axes
+    front, = [line for line in ax.lines if line.get_drawstyle() == 'steps-post']
+    # On to the right of all, as time beyond the best brought no more.
+    assert front.get_xydata().tolist() == [[2, 30], [3, 40], [4, 40]]
+    assert [segment.tolist() for lines in ax.collections for segment in lines.get_segments()] == [
+        [[1.5, 30], [2.5, 30]], [[3, 20], [5, 20]]]
+    assert drawn[0].get_supxlabel() == 'why'

@@ -1,0 +1,1 @@
+"""How long networks take on a machine, and how much memory."""

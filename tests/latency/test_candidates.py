@@ -1,0 +1,156 @@
+"""Specs, and what is built of them."""
+import sys
+
+import pytest
+import torch
+from helpers import assert_close
+
+from mmeffformer.latency.candidates import (
+    Candidate,
+    Setting,
+    build,
+    candidates,
+    count_macs,
+    make,
+)
+from mmeffformer.models.attention import AttentionBias
+
+TINY = Setting(shape=(64, 96))
+TRAIN = Setting(shape=(64, 64), batch=2, train=True)
+
+
+def names(*args):
+    return list(map(str, candidates(*args)))
+
+
+def test_a_spec_is_run_by_all_runtimes_or_by_its_own():
+    assert names('l1', ['pytorch', 'onnx']) == ['l1', 'l1:onnx']
+    assert names('l1:compile', ['pytorch', 'onnx']) == ['l1:compile']
+    assert names('l3:nchw,legacy', ['pytorch', 'compile', 'onnx']) == [
+        'l3:legacy,nchw', 'l3:legacy,nchw,compile']
+    assert names('l3:legacy', ['onnx']) == ['l3:legacy,onnx']
+    assert names('timm:resnet50:nchw', ['pytorch'], 'bf16') == ['timm:resnet50:nchw,bf16']
+    assert names('s0:fp32', ['pytorch'], 'bf16') == ['s0']
+    assert names('s0:int8', ['pytorch']) == ['s0:openvino,int8']
+    for name in ('l3:legacy,nchw,compile', 's0:openvino,int8', 'timm:resnet50:bf16'):
+        assert names(name) == [name]
+
+
+@pytest.mark.parametrize('spec, setting, message', [
+    ('l9', TINY, "model 'l9' is unknown; choose from l1, l3, l7, s0, s1, s2, l, or write timm:"),
+    ('resnet50', TINY, 'as timm:resnet50'),
+    ('efficientformerv2_s0', TINY, 'as timm:efficientformerv2_s0'),
+    ('timm:resnet5o', TINY, "no model 'resnet5o'; it has resnet50"),
+    ('l1:fast', TINY, "option 'fast' is unknown; choose from legacy, unfused"),
+    ('timm:resnet18:unfused', TINY, 'unfused: for models of this project only'),
+    ('l1:nchw,onnx', TINY, 'nchw: not with onnx'),
+    ('l1:with_cp', TINY, 'with_cp: for training only'),
+    ('l1:unfused', TRAIN, 'in training always is'),
+    ('l1:onnx', TRAIN, 'for inference only'),
+    ('l1:onnx', Setting(batch=2), 'not a batch of 2'),
+    ('l1:onnx,bf16', TINY, 'in fp32 only'),
+    ('timm:resnet18:openvino,int8', TINY, 'int8: for models of this project, with openvino'),
+    ('l1:cuda-graphs', TINY, 'for --device cuda only'),
+])
+def test_specs_that_make_no_sense_are_explained(spec, setting, message):
+    with pytest.raises(ValueError, match=message):
+        candidates(spec, setting=setting)
+
+
+def test_a_variant_of_pytorch_needs_pytorch():
+    with pytest.raises(ValueError, match='nchw concerns PyTorch, not onnx and openvino'):
+        candidates('l1:nchw', ['onnx', 'openvino'])
+
+
+def test_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(ValueError, match='timm:resnet50 needs the package timm'):
+        candidates('timm:resnet50')
+
+
+@pytest.mark.parametrize('values, message', [
+    (dict(shape=(31, 64)), '31 x 64 px: both must be at least 32'),
+    (dict(batch=0), 'batch 0: expected 1 or more'),
+    (dict(threads=0), 'threads 0: expected 1 or more'),
+])
+def test_settings_out_of_range(values, message):
+    with pytest.raises(ValueError, match=message):
+        Setting(**values)
+
+
+def test_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='finds no GPU'):
+        Setting(device='cuda')
+
+
+@pytest.mark.parametrize('model', ['l1', 's0'])
+def test_variants_change_the_way_and_not_the_features(model, tmp_path):
+    expected = build(Candidate(model, variants=('unfused', 'nchw')), TINY, tmp_path)
+    fused = build(Candidate(model), TINY, tmp_path)
+    features = fused.call()
+    assert_close(features, expected.call(), 1e-4)
+    assert [tuple(f.shape[2:]) for f in features] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert all(f.is_contiguous(memory_format=torch.channels_last) for f in features)
+    assert expected.call()[0].is_contiguous()
+    assert not features[0].requires_grad
+    assert fused.params == expected.params  # those of before fusing
+    assert fused.macs == expected.macs == count_macs(model, (64, 96))
+    # All four outputs live at the end.
+    assert fused.peak_bytes > 4 * sum(f.numel() for f in features)
+
+
+def test_legacy_and_bf16_are_what_they_say(tmp_path):
+    network, _ = make(Candidate('l1', variants=('legacy', )), (64, 96))
+    assert {m.mode for m in network.modules() if isinstance(m, AttentionBias)} == {'legacy'}
+    coarse = build(Candidate('l1', dtype='bf16'), TINY, tmp_path).call()
+    fine = build(Candidate('l1'), TINY, tmp_path).call()
+    for a, b in zip(coarse, fine):  # bf16 has 8 bits: steps of 1/256
+        assert 1 / 2000 < (a - b).abs().max() / b.abs().max() < 1 / 10
+
+
+@pytest.mark.parametrize('model', ['s0', 'timm:resnet18'])
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino'])
+def test_exported_files_give_the_features_of_pytorch(model, runtime, tmp_path):
+    expected = build(Candidate(model), TINY, tmp_path).call()
+    built = build(Candidate(model, runtime), TINY, tmp_path)
+    outputs = [torch.as_tensor(built.call()[i]) for i in range(len(expected))]
+    assert_close(outputs, expected, 1e-4)
+    assert built.peak_bytes is None
+
+
+@pytest.mark.parametrize('model, channels, remark', [
+    ('timm:resnet18', [64, 64, 128, 256, 512], ''),
+    ('timm:efficientformerv2_s0', [32, 48, 96, 176], ''),  # of one size, which it is told
+    ('timm:vit_tiny_patch16_224', None, ''),
+])
+def test_timm_networks_are_backbones(model, channels, remark, tmp_path):
+    built = build(Candidate(model), TINY, tmp_path)
+    outputs = built.call()
+    assert built.remark == remark
+    if channels:
+        assert [f.shape[1] for f in outputs] == channels
+    assert {f.shape[3] for f in outputs} <= {48, 24, 12, 6, 3}
+
+
+def test_a_network_of_another_size_fails(tmp_path):
+    with pytest.raises(RuntimeError, match='size'):
+        build(Candidate('timm:efficientformer_l1'), TINY, tmp_path)
+
+
+def test_training_keeps_less_with_checkpoints(tmp_path):
+    plain = build(Candidate('l1'), TRAIN, tmp_path)
+    saving = build(Candidate('l1', variants=('with_cp', )), TRAIN, tmp_path)
+    assert saving.kept_bytes < plain.kept_bytes / 2
+    # The gradients, of all parameters, live at the end of a step.
+    assert plain.peak_bytes > plain.kept_bytes + 4 * plain.params / 2
+    assert plain.macs == saving.macs
+
+
+def test_a_step_gives_every_parameter_its_gradient(tmp_path, monkeypatch):
+    network, _ = make(Candidate('s0'), (64, 64))
+    monkeypatch.setattr('mmeffformer.latency.candidates.make', lambda *_: (network, ''))
+    monkeypatch.setattr('mmeffformer.latency.candidates.count_macs', lambda *_: None)
+    build(Candidate('s0'), TRAIN, tmp_path).call()
+    assert network.training
+    assert all(p.grad is not None for p in network.parameters())

@@ -1,0 +1,59 @@
+"""tools/benchmark.py, run as a user runs it."""
+import json
+
+import cv2
+import pytest
+from helpers import run_tool
+
+TOOL = 'tools/benchmark.py'
+SMALL = ['--shape', '64', '64', '--rounds', '2', '--threads', '1']
+
+
+def test_models_side_by_side(tmp_path):
+    out = tmp_path / 'out'
+    printed = run_tool(TOOL, 's0', 's0:legacy,unfused,nchw', 'timm:efficientformer_l1',
+                       '--runtimes', 'pytorch', 'onnx', '--baseline', 'timm:resnet18', *SMALL,
+                       '--out', out, '--accuracy', 'top1')
+    results = json.loads((out / 'results.json').read_text())
+    found = {entry['name']: entry for entry in results['candidates']}
+    assert [*found] == ['s0', 's0:onnx', 's0:legacy,unfused,nchw', 'timm:efficientformer_l1',
+                        'timm:efficientformer_l1:onnx', 'timm:resnet18']
+    for name, entry in found.items():
+        failed = name.startswith('timm:efficientformer_l1')  # takes images of one size
+        assert len(entry['samples_ms']) == (0 if failed else 2), name
+        assert ('RuntimeError' in (entry['error'] or '')) == failed, name
+    assert found['s0']['params'] == found['s0:legacy,unfused,nchw']['params']
+    text = (out / 'results.md').read_text()
+    for name in found:
+        assert f'| {name} |' in text and name in printed
+    assert '× timm:resnet18' in text
+    assert cv2.imread(str(out / 'accuracy.png')).shape[1] > 900  # two panels
+
+    (out / 'accuracy.png').unlink()
+    (out / 'results.md').unlink()
+    run_tool(TOOL, '--render', '--out', out)
+    assert (out / 'results.md').read_text() == text and (out / 'accuracy.png').is_file()
+
+
+def test_training_step(tmp_path):
+    run_tool(TOOL, 's0', 's0:with_cp', '--mode', 'train', '--batch', '2', *SMALL,
+             '--out', tmp_path)
+    plain, saving = json.loads((tmp_path / 'results.json').read_text())['candidates']
+    assert saving['kept_bytes'] < plain['kept_bytes'] / 2
+    assert '| s0:with_cp |' in (tmp_path / 'results.md').read_text()
+    assert not (tmp_path / 'accuracy.png').exists()
+
+
+def test_nothing_that_can_be_timed_fails(tmp_path):
+    printed = run_tool(TOOL, 'timm:efficientformer_l1', *SMALL, '--out', tmp_path, expect=1)
+    assert 'nothing was timed' in printed and 'RuntimeError' in printed
+
+
+@pytest.mark.parametrize('options, message', [
+    (['l9'], "benchmark.py: model 'l9' is unknown"),
+    (['l1', '--rounds', '0'], 'benchmark.py: rounds 0: expected 1 or more'),
+    (['--render'], 'benchmark.py: --render takes no models'),
+])
+def test_faults_of_the_user_are_one_line(options, message, tmp_path):
+    printed = run_tool(TOOL, *options, expect=1)
+    assert message in printed and 'Traceback' not in printed
