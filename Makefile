@@ -44,8 +44,9 @@ demo demo-seg: env
 	set +x
 	echo "Look at work_dirs/$@/learning_curve.png and work_dirs/$@/$(FOUND).png"
 
+# Two processes of one thread: small networks gain nothing from more threads.
 test: env
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(PYTHON) -m ruff check .

@@ -28,6 +28,11 @@ def main():
                         help='what to write (default: in exported/, named after the config)')
     parser.add_argument('--images', nargs='+', default=[], metavar='FILE',
                         help='compare on these, besides random inputs (default: two drawn ones)')
+    parser.add_argument('--int8', action='store_true',
+                        help="compute in int8 (openvino), calibrated on images of the config's "
+                        'training set')
+    parser.add_argument('--int8-images', type=int, default=100, metavar='N',
+                        help='how many of these (default: 100)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override config values, as model.test_cfg.rcnn.score_thr=0.3')
     args = parser.parse_args()
@@ -40,7 +45,8 @@ def main():
         out = args.out or (f'exported/{Path(args.config).stem}_{args.what}'
                            f'{SUFFIXES[args.to]}')
         compared = export_checkpoint(cfg, require_file(args.checkpoint, 'checkpoint'), out,
-                                     args.to, args.what, args.shape, args.dynamic, args.images)
+                                     args.to, args.what, args.shape, args.dynamic, args.images,
+                                     args.int8_images if args.int8 else None)
     print('\n'.join(map(str, compared)) or
           'not compared with PyTorch: Core ML runs on macOS only; export it there to have it '
           'compared')

@@ -30,6 +30,8 @@ def main():
     parser.add_argument('--backend', choices=['onnx', 'openvino'],
                         help='evaluate --model with this runtime, instead of a checkpoint')
     parser.add_argument('--model', metavar='FILE', help='whole model saved by tools/export.py')
+    parser.add_argument('--deploy', action='store_true',
+                        help='fuse the model first, which leaves the metrics as they are')
     parser.add_argument('--out', help='also save the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='also save pictures of the predictions to this folder')
     parser.add_argument('--at-least', nargs='+', default=[], metavar='METRIC=VALUE',
@@ -39,6 +41,8 @@ def main():
         parser.error(f'--out {args.out!r} must end in .pkl or .pickle')
     if bool(args.backend) != bool(args.model) or bool(args.model) == bool(args.checkpoint):
         parser.error('give either a checkpoint, or --backend and --model')
+    if args.deploy and args.model:
+        parser.error('--deploy is for a checkpoint; an exported file is fused already')
     floors = {}
     for word in args.at_least:
         metric, _, value = word.partition('=')
@@ -56,6 +60,8 @@ def main():
         check_dataset(cfg, splits=('test',))
         if 'backbone' in cfg.model:  # the checkpoint has every weight, so none are fetched
             cfg.model.backbone.init_cfg = None
+        if args.deploy:
+            cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmeffformer.DeployHook')]
         if args.show_dir:
             if 'visualization' not in cfg.get('default_hooks', {}):
                 raise ValueError('--show-dir: the config has no default_hooks.visualization')

@@ -3,6 +3,7 @@
 TorchScript's tracer makes the graph: mmdet's and mmseg's modules go through it unchanged,
 and sizes stay operators of the graph, so that one file can serve any size.
 """
+import math
 import platform
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from ..datasets.shapes import draw
 from ..models.attention import AttentionBias
@@ -28,6 +30,7 @@ from ..models.backbone import STRIDES
 from ..registry import MODELS
 from ..weights.fit import check_fit, read_model
 from .fuse import fuse
+from .quantise import TrainingImages, check_int8, quantise
 from .runtimes import INPUT, SUFFIXES, describe, open_exported, require
 from .traceable import Traceable, TwoStageDetector, traceable
 
@@ -40,6 +43,12 @@ TOLERANCE = 1e-3
 # Rounding decides whether a box is among the best 1000, or overlaps by just the threshold of
 # nms, and then one box stands for another. Trained detectors have few detections so uncertain.
 STRAYS, STRAY_TOLERANCE = 'detections without counterpart', 0.02
+# Of int8, all errors of an output relative to all its values (Euclidean norms). Rounding to 255
+# steps gives 0.01 to 0.05; ranges that are not those of the images soon give 1.
+INT8_TOLERANCE = 0.1
+# Detections weigh as much as they score, as those near the threshold come and go. Where int8
+# moves a box, its mask moves along.
+INT8_DETECTIONS, INT8_DETECTION_TOLERANCE, INT8_IOU = 'scores of detections', 0.2, 0.5
 MIN_SIZE = STRIDES[-1]
 
 
@@ -51,19 +60,30 @@ class Comparison(NamedTuple):
     """One output of PyTorch and of the file, over all inputs.
 
     That of ``STRAYS`` counts: detections of either that the other has not, of all.
+    Of an int8 file, ``error`` and ``largest`` are Euclidean norms over all values, and that of
+    ``INT8_DETECTIONS`` sums up: differences in score, a detection that the other has not
+    scoring 0 there, of all scores of both.
     """
 
     output: str
     error: float  # the largest
     largest: float  # value of PyTorch's output
     inputs: int
+    int8: bool = False
 
     @property
     def good(self) -> bool:
-        tolerance = STRAY_TOLERANCE if self.output == STRAYS else TOLERANCE
+        if self.int8:
+            detector = self.output in (INT8_DETECTIONS, 'boxes', 'masks')
+            tolerance = INT8_DETECTION_TOLERANCE if detector else INT8_TOLERANCE
+        else:
+            tolerance = STRAY_TOLERANCE if self.output == STRAYS else TOLERANCE
         return self.error <= tolerance * max(self.largest, 1e-6)
 
     def __str__(self) -> str:
+        if self.int8:
+            return (f'int8 {self.output}: error {100 * self.error / max(self.largest, 1e-6):.2g} '
+                    f'%, over {self.inputs} inputs')
         if self.output == STRAYS:
             return (f'{STRAYS}: {self.error:.0f} of {self.largest:.0f}, over {self.inputs} '
                     'inputs')
@@ -72,7 +92,8 @@ class Comparison(NamedTuple):
 
 
 def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: str, shape: Size,
-                      dynamic: bool = False, images: Sequence[str] = ()) -> List[Comparison]:
+                      dynamic: bool = False, images: Sequence[str] = (),
+                      int8: Optional[int] = None) -> List[Comparison]:
     """Export a trained detector or segmentor, see :func:`export`.
 
     The file says how its input is to be normalised and which classes it knows.
@@ -81,12 +102,16 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
         cfg: Its config.
         checkpoint: The file with its weights.
         images: Files to compare on besides random inputs; two drawn pictures if none.
+        int8: Make an int8 file, calibrated on so many images of the config's training
+            set; it is compared on some others of these, and on ``images``.
 
     Raises:
-        FileNotFoundError: The checkpoint or an image does not exist.
+        FileNotFoundError: The checkpoint, an image or the training set does not exist.
         ValueError: The checkpoint is not of this config, an image cannot be read, or
             what :func:`export` raises.
     """
+    if int8 is not None:
+        check_int8(to)
     meta = read_model(checkpoint).get('meta', {})
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     cfg = deepcopy(cfg)
@@ -108,7 +133,13 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
     said = dict(config=Path(cfg.filename or '').name, checkpoint=Path(checkpoint).name,
                 channels='BGR' if bgr else 'RGB', mean=mean, std=std,
                 classes=list(meta.get('dataset_meta', {}).get('classes') or []))
-    return export(model, path, to, what, shape, dynamic, inputs, said)
+    calibration = None
+    if int8 is not None:
+        training = TrainingImages(cfg, model.data_preprocessor)
+        calibration, others = training.split(int8)
+        inputs = inputs[:len(images)] + [*others]
+        said['calibrated_on'] = f'{int8} images of {training.source}'
+    return export(model, path, to, what, shape, dynamic, inputs, said, calibration)
 
 
 def _read(path: str) -> np.ndarray:
@@ -121,7 +152,8 @@ def _read(path: str) -> np.ndarray:
 
 
 def export(model: nn.Module, path: str, to: str, what: str, shape: Size, dynamic: bool = False,
-           images: Sequence[Tensor] = (), meta: Dict = None) -> List[Comparison]:
+           images: Sequence[Tensor] = (), meta: Optional[Dict] = None,
+           calibration: Optional[Sequence[Tensor]] = None) -> List[Comparison]:
     """Fuse a copy of a model, export it, compare the file with the model, and keep it.
 
     Args:
@@ -134,6 +166,8 @@ def export(model: nn.Module, path: str, to: str, what: str, shape: Size, dynamic
         images: Normalised float images (1, 3, H, W) of any size, to compare on
             besides random ones. They are resized to the sizes compared at.
         meta: What else the file shall say of itself.
+        calibration: Normalised float images (1, 3, H, W) with which to make an int8 file
+            (OpenVINO), once the fp32 one matches. That is compared on ``images`` alone.
 
     Returns:
         The comparison of each output; none where the file cannot be run, which is
@@ -146,24 +180,27 @@ def export(model: nn.Module, path: str, to: str, what: str, shape: Size, dynamic
             there before stays.
     """
     path, shape = Path(path), tuple(shape)
-    _check(model, path, to, what, shape, dynamic)
+    _check(model, path, to, what, shape, dynamic, calibration, images)
     model.eval()
     part = traceable(fuse(deepcopy(model)), what)
     meta = dict(meta or {}, what=what, shape=list(shape), dynamic=dynamic,
                 outputs=list(part.output_names))
     path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = _sizes(shape) if dynamic else [shape]
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         made = Path(folder) / path.name
         WRITERS[to](part, made, shape, dynamic, meta)
         compared = []
         if to != 'coreml' or platform.system() == 'Darwin':
-            compared = compare(model, what, open_exported(made, to),
-                               _inputs(_sizes(shape) if dynamic else [shape], images))
-        bad = [str(each) for each in compared if not each.good]
-        if bad:
-            raise MismatchError(f'{path} was not written: {to} does not compute what PyTorch '
-                                'does.\n' + '\n'.join(bad))
-        for each in Path(folder).iterdir():
+            compared = compare(model, what, open_exported(made, to), _inputs(sizes, images, True))
+            _accept(compared, path, to)
+        if calibration is not None:
+            fp32, made = made, Path(folder) / 'int8' / path.name
+            made.parent.mkdir()
+            quantise(fp32, made, calibration, None if dynamic else shape)
+            compared = compare(model, what, open_exported(made, to), _inputs(sizes, images), True)
+            _accept(compared, path, f'{to} in int8')
+        for each in made.parent.iterdir():
             target = path.with_name(each.name)
             if target.is_dir():
                 shutil.rmtree(target)
@@ -171,7 +208,15 @@ def export(model: nn.Module, path: str, to: str, what: str, shape: Size, dynamic
     return compared
 
 
-def _check(model: nn.Module, path: Path, to: str, what: str, shape: Size, dynamic: bool):
+def _accept(compared: Sequence[Comparison], path: Path, to: str):
+    bad = [str(each) for each in compared if not each.good]
+    if bad:
+        raise MismatchError(f'{path} was not written: {to} does not compute what PyTorch '
+                            'does.\n' + '\n'.join(bad))
+
+
+def _check(model: nn.Module, path: Path, to: str, what: str, shape: Size, dynamic: bool,
+           calibration: Optional[Sequence[Tensor]], images: Sequence[Tensor]):
     if to not in SUFFIXES:
         raise ValueError(f'to={to!r}: expected one of {", ".join(SUFFIXES)}')
     if path.suffix != SUFFIXES[to]:
@@ -188,16 +233,23 @@ def _check(model: nn.Module, path: Path, to: str, what: str, shape: Size, dynami
                               for module in model.modules()):
         raise ValueError("Core ML: bias_mode='legacy' cannot be exported, as coremltools has no "
                          'bicubic interpolation')
+    if calibration is not None:
+        check_int8(to)
+        if not len(calibration) or not len(images):
+            raise ValueError('int8: images to calibrate on, and some others to compare on, are '
+                             'needed')
     if any(getattr(module, 'deployed', False) for module in model.modules()):
         raise ValueError('the model is fused already; give it as it was trained, so that the '
                          'fused one can be compared with it')
 
 
-def compare(model: nn.Module, what: str, run, inputs: Sequence[Tensor]) -> List[Comparison]:
+def compare(model: nn.Module, what: str, run, inputs: Sequence[Tensor], int8: bool = False
+            ) -> List[Comparison]:
     """Compare what mmdet or mmseg compute with ``run``, a function from an image to outputs.
 
     Detections may come in any order; each is compared with its counterpart, which has the
-    same label and, within tolerance, the same box and score.
+    same label and, within tolerance, the same box and score. Of int8, a counterpart's
+    box overlaps (IoU 0.5), its score may be any.
 
     Raises:
         MismatchError: An output has another shape.
@@ -207,11 +259,15 @@ def compare(model: nn.Module, what: str, run, inputs: Sequence[Tensor]) -> List[
     for image in inputs:
         expected, actual = expected_outputs(model, what, image), run(image)
         if 'boxes' in expected:
-            both = len(expected['boxes']) + len(actual['boxes'])
-            rows, others = _pair(expected, actual, max(image.shape[2:]))
-            expected = {name: value[rows] for name, value in expected.items()}
+            both = [expected['scores'], actual['scores']] if int8 else [
+                torch.ones_like(found['scores']) for found in (expected, actual)]
+            rows, others = _pair(expected, actual, max(image.shape[2:]), int8)
+            paired = torch.minimum(both[0][rows], both[1][others]).sum().item()
+            both = sum(each.sum().item() for each in both)
+            strays, total = strays + both - 2 * paired, total + both
+            expected = {name: value[rows] for name, value in expected.items()
+                        if not int8 or name in ('boxes', 'masks')}
             actual = {name: value[others] for name, value in actual.items()}
-            strays, total = strays + both - 2 * len(rows), total + both
         for name, value in expected.items():
             if value.shape != actual[name].shape:
                 raise MismatchError(
@@ -219,26 +275,34 @@ def compare(model: nn.Module, what: str, run, inputs: Sequence[Tensor]) -> List[
                     f'{tuple(actual[name].shape)} instead of {tuple(value.shape)}')
             found = errors.setdefault(name, [(0., 0.)])
             if value.numel():
-                found.append(((actual[name].double() - value.double()).abs().max().item(),
-                              value.abs().max().item()))
-    compared = [Comparison(name, *map(max, zip(*found)), len(inputs))
+                error = actual[name].double() - value.double()
+                found.append(tuple((each.norm() if int8 else each.abs().max()).item()
+                                   for each in (error, value.double())))
+    # The largest value, or the norm of all inputs' norms.
+    compared = [Comparison(name, *(math.hypot(*each) if int8 else max(each)
+                                   for each in zip(*found)), len(inputs), int8)
                 for name, found in errors.items()]
     if 'boxes' in errors:
-        compared.insert(0, Comparison(STRAYS, strays, total, len(inputs)))
+        compared.insert(0, Comparison(INT8_DETECTIONS if int8 else STRAYS, strays, total,
+                                      len(inputs), int8))
     return compared
 
 
-def _pair(expected: Dict[str, Tensor], actual: Dict[str, Tensor], side: int
+def _pair(expected: Dict[str, Tensor], actual: Dict[str, Tensor], side: int, int8: bool
           ) -> Tuple[Tensor, Tensor]:
     """Return the indices of the detections expected that have a counterpart, and of those."""
     from scipy.optimize import linear_sum_assignment
-    far = (expected['boxes'][:, None] - actual['boxes']).abs().amax(2) / side
-    far = torch.maximum(far, (expected['scores'][:, None] - actual['scores']).abs())
+    if int8:
+        far, limit = 1 - box_iou(expected['boxes'], actual['boxes']), 1 - INT8_IOU
+    else:
+        far = (expected['boxes'][:, None] - actual['boxes']).abs().amax(2) / side
+        far = torch.maximum(far, (expected['scores'][:, None] - actual['scores']).abs())
+        limit = TOLERANCE
     far = far + (expected['labels'][:, None] != actual['labels']) / TOLERANCE
     # nan, as any distance beyond, is no counterpart.
     far = far.double().nan_to_num(1 / TOLERANCE).clamp(max=1 / TOLERANCE)
     rows, others = map(torch.as_tensor, linear_sum_assignment(far.numpy()))
-    near = far[rows, others] <= TOLERANCE
+    near = far[rows, others] <= limit
     return rows[near], others[near]
 
 
@@ -282,11 +346,13 @@ def _sizes(shape: Size) -> List[Size]:
             (MIN_SIZE, MIN_SIZE)]
 
 
-def _inputs(sizes: Sequence[Size], images: Sequence[Tensor]) -> List[Tensor]:
+def _inputs(sizes: Sequence[Size], images: Sequence[Tensor], random: bool = False
+            ) -> List[Tensor]:
     generator = torch.Generator().manual_seed(0)
     inputs = []
     for size in sizes:
-        inputs.append(torch.randn(1, 3, *size, generator=generator))
+        if random:
+            inputs.append(torch.randn(1, 3, *size, generator=generator))
         inputs += [F.interpolate(image, size=size, mode='bilinear', antialias=True)
                    for image in images]
     return inputs

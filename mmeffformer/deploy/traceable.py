@@ -144,8 +144,7 @@ class TwoStageDetector(Traceable):
         """Return boxes (N, 4), scores (N) and labels (N) of what is in the regions (R, 4)."""
         cfg, head = self.roi.test_cfg, self.roi.bbox_head
         logits, deltas = head(_pool(self.roi.bbox_roi_extractor, features, _one_more(regions)))
-        logits, deltas = logits[:-1], deltas[:-1]
-        scores = logits.softmax(1)[:, :-1]  # the last class is background
+        scores = logits.softmax(1)[:-1, :-1]  # the last class is background
         region, labels = (scores > cfg.score_thr).nonzero().unbind(1)
         deltas = (deltas[region] if head.reg_class_agnostic
                   else deltas.unflatten(1, (-1, 4))[region, labels])

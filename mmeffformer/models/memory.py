@@ -54,13 +54,14 @@ def by_strips(block: nn.Module, x: Tensor, hidden: int) -> Tensor:
     if (block.training or torch.is_grad_enabled() or torch.jit.is_tracing()
             or x.device.type != 'cpu' or x.is_contiguous() or x.shape[2] <= WORTH_STRIPS * strip):
         return block(x)
-    out = torch.empty_like(x)
-    for image, made in zip(x.split(1), out.split(1)):
-        for top in range(0, x.shape[2], strip):
-            above, bottom = max(top - 1, 0), min(top + strip, x.shape[2])
-            made[:, :, top:bottom] = block(image[:, :, above:bottom + 1],
-                                           slice(top - above, bottom - above))
-    return out
+    return torch.cat([torch.cat([_strip(block, image, top, strip)
+                                 for top in range(0, x.shape[2], strip)], 2)
+                      for image in x.split(1)])
+
+
+def _strip(block: nn.Module, image: Tensor, top: int, rows: int) -> Tensor:
+    above, bottom = max(top - 1, 0), min(top + rows, image.shape[2])
+    return block(image[:, :, above:bottom + 1], slice(top - above, bottom - above))
 
 
 def is_remaking() -> bool:

@@ -1,4 +1,5 @@
 """Exported files against mmdet's and mmseg's own predictions, on small networks."""
+import runpy
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
+from mmeffformer.datasets import write_coco
 from mmeffformer.deploy import export as exporting
 from mmeffformer.deploy import fuse
 from mmeffformer.deploy.export import MismatchError, compare, expected_outputs, export
@@ -21,6 +23,12 @@ KINDS = ['EfficientFormer', 'EfficientFormerV2']
 RUN_HERE = ['onnx', 'openvino']
 PAIRS = [*zip(KINDS, reversed(RUN_HERE))]  # each of both, in half the time
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
+# Heads of a detector take most of the time.
+NARROW = {f'model.{key}': 32 for key in (
+    'neck.out_channels', 'rpn_head.in_channels', 'rpn_head.feat_channels',
+    'roi_head.bbox_roi_extractor.out_channels', 'roi_head.mask_roi_extractor.out_channels',
+    'roi_head.bbox_head.in_channels', 'roi_head.bbox_head.fc_out_channels',
+    'roi_head.mask_head.in_channels', 'roi_head.mask_head.conv_out_channels')}
 SIZES = [(96, 96), (33, 95)]  # beside those at which every export is compared
 
 
@@ -32,6 +40,8 @@ def build(repo_root, randomize):
         cfg = Config.fromfile(repo_root / f'configs/demo/{name}_effformer_l1_shapes.py')
         cfg.model.backbone.update(type=f'mmeffformer.{kind}', arch=TINY, bias_grid=3)
         cfg.model.neck.in_channels = list(TINY['widths'])
+        if name == 'maskrcnn':
+            cfg.merge_from_dict(NARROW)
         cfg.merge_from_dict(options)
         init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
@@ -99,11 +109,15 @@ def test_mask_rcnn_at_any_size(kind, to, build, tmp_path):
     assert min(assert_same(model, 'model', open_exported(path, to))) >= 50
 
 
+@pytest.mark.parametrize('where', ['regions', 'detections'])
 @pytest.mark.parametrize('to', RUN_HERE)
-def test_mask_rcnn_that_finds_nothing(to, build, tmp_path):
+def test_mask_rcnn_that_finds_nothing(to, where, build, tmp_path):
     model, path = build('maskrcnn'), tmp_path / f'model{SUFFIXES[to]}'
-    model.roi_head.bbox_head.fc_cls.bias.data[-1] = 99  # background
-    export(model, path, to, 'model', (32, 64))
+    if where == 'regions':  # none of 64 px, but in the larger image that is traced
+        model.rpn_head.test_cfg.min_bbox_size = 64
+    else:
+        model.roi_head.bbox_head.fc_cls.bias.data[-1] = 99  # background
+    export(model, path, to, 'model', (32, 64), dynamic=where == 'regions')
     outputs = open_exported(path, to)(image(32, 64))
     assert {key: tuple(value.shape) for key, value in outputs.items()} == dict(
         boxes=(0, 4), scores=(0,), labels=(0,), masks=(0, 28, 28))
@@ -247,18 +261,22 @@ def test_core_ml(name, kind, what, build, tmp_path):
     assert shapes == {key: list(value.shape) for key, value in expected.items()}
 
 
-def test_the_tools(repo_root, build, tmp_path):
+def test_the_tools(repo_root, build, monkeypatch, capsys, tmp_path):
     """Exported from a checkpoint, a file is evaluated as the checkpoint is."""
-    make, config = 'tools/make_shapes.py', 'configs/demo/maskrcnn_effformer_l1_shapes.py'
-    run_tool(make, tmp_path / 'data', '--train', 1, '--val', 3, '--size', 64, 64)
+    config = repo_root / 'configs/demo/maskrcnn_effformer_l1_shapes.py'
+    write_coco(tmp_path / 'data', train=1, val=3, size=(64, 64), progress=False)
     model = build('maskrcnn')
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'model.pth')
-    backbone = dict(arch=dict(TINY, _delete_=True), bias_grid=3)
-    (tmp_path / 'config.py').write_text(
-        f'_base_ = {str(repo_root / config)!r}\n'
-        f"model = dict(backbone={backbone}, neck=dict(in_channels={[*TINY['widths']]}))\n")
-    out = run_tool('tools/export.py', tmp_path / 'config.py', tmp_path / 'model.pth', '--to',
-                   'onnx', '--shape', 64, 64, '--dynamic', '--out', tmp_path / 'model.onnx')
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.update(arch=TINY, bias_grid=3)
+    cfg.model.neck.in_channels = list(TINY['widths'])
+    cfg.merge_from_dict(NARROW)
+    cfg.dump(tmp_path / 'config.py')
+    monkeypatch.setattr(sys, 'argv', ['export.py', *map(str, [
+        tmp_path / 'config.py', tmp_path / 'model.pth', '--to', 'onnx', '--shape', 64, 64,
+        '--dynamic', '--out', tmp_path / 'model.onnx'])])
+    runpy.run_path(str(repo_root / 'tools/export.py'), run_name='__main__')
+    out = capsys.readouterr().out
     assert 'masks: largest error' in out and f'saved as {tmp_path}/model.onnx' in out
     meta = open_exported(tmp_path / 'model.onnx', 'onnx').meta
     assert meta['channels'] == 'RGB' and meta['mean'] == [123.675, 116.28, 103.53]

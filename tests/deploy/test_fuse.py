@@ -1,9 +1,11 @@
 """Fused networks against themselves before, with random statistics, scales and biases."""
+import json
+import runpy
 from copy import deepcopy
 
 import pytest
 import torch
-from helpers import assert_close, image
+from helpers import assert_close, image, run_tool
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -12,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
+from mmeffformer.datasets import write_ade20k
 from mmeffformer.deploy import fuse
 from mmeffformer.models.attention import MB3D
 from mmeffformer.models.layers import ScaledBlock
@@ -121,3 +124,32 @@ def test_a_convolution_with_several_norms_stays():
     fuse(heads)
     assert isinstance(heads[0].norm, nn.BatchNorm2d) and isinstance(heads[1].norm, nn.BatchNorm2d)
     assert isinstance(heads[2].norm, nn.Identity)
+
+
+def test_metrics_stay_the_same(repo_root, randomize, tmp_path):
+    config = 'tests/data/semfpn_tiny.py'
+    write_ade20k(tmp_path / 'data', train=1, val=3, size=(64, 96), progress=False)
+    cfg = Config.fromfile(repo_root / config)
+    init_default_scope(cfg.default_scope)
+    model = randomize(revert_sync_batchnorm(MODELS.build(cfg.model))).eval()
+    with torch.no_grad():  # no class everywhere
+        logits = model.decode_head(model.extract_feat(image(64, 96)))
+        model.decode_head.conv_seg.bias -= logits.mean((0, 2, 3))
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'model.pth')
+    measured = []
+    for options in ([], ['--deploy']):
+        work = tmp_path / f'work{len(measured)}'
+        run_tool('tools/test.py', config, tmp_path / 'model.pth', '--work-dir', work,
+                 '--data-root', tmp_path / 'data', *options)
+        record, = work.glob('*/evaluation.json')
+        measured.append(json.loads(record.read_text())['metrics'])
+    assert measured[0] == pytest.approx(measured[1], abs=0.1)  # in percent
+    assert 0 < measured[0]['mIoU'] < 100
+
+
+def test_an_exported_file_is_not_fused_again(repo_root, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['test.py', 'config.py', '--deploy', '--backend', 'onnx',
+                                     '--model', 'model.onnx'])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(repo_root / 'tools/test.py'), run_name='__main__')
+    assert '--deploy is for a checkpoint' in capsys.readouterr().err
