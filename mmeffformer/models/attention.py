@@ -129,21 +129,32 @@ class AttentionBias(nn.Module):
         return f'heads={heads}, grid=({rows}, {cols}), stride={self.stride}, mode={self.mode}'
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, pad: bool = False) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, fused: bool = False) -> Tensor:
     """Return softmax(q k / sqrt(D) + bias) v, (B, heads, queries, channels of a value).
 
     Args:
         q, k: (B, heads, queries or keys, D).
         v: (B, heads, keys, channels of a value, at least D).
         bias: (heads, queries, keys).
-        pad: Widen q and k with zeros to the width of v where that is faster: torch's kernel
-            for CPUs that never holds all scores takes one width only.
+        fused: Never hold all scores, on a CPU.
     """
-    if not pad or q.device.type != 'cpu' or torch.jit.is_tracing():
+    if not fused or q.device.type != 'cpu' or torch.jit.is_tracing():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     scale = q.shape[-1] ** -0.5
-    q, k = (F.pad(each, (0, v.shape[-1] - each.shape[-1])) for each in (q, k))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=scale)
+    if torch.is_grad_enabled() or is_captured():
+        # torch's kernel that does so takes keys and values of one width.
+        q, k = (F.pad(each, (0, v.shape[-1] - each.shape[-1])) for each in (q, k))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=scale)
+    # Faster than that kernel, which multiplies the zeros.
+    rows = max(1, SCORE_BYTES // (k.shape[2] * k.element_size()))
+    out = v.new_empty(len(q), q.shape[2], *v.shape[1::2]).transpose(1, 2)  # as who is next reads
+    for made, queries, keys, values in zip(out, q, (k * scale).transpose(2, 3), v):
+        for head in range(len(values)):
+            for i in range(0, q.shape[2], rows):
+                some = slice(i, i + rows)
+                scores = torch.addmm(bias[head, some], queries[head, some], keys[head])
+                made[head, some] = scores.softmax(-1) @ values[head]
+    return out
 
 
 class Attention(nn.Module):
@@ -173,7 +184,7 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def fuse(self):
-        """Choose the faster kernel."""
+        """Choose the faster way."""
         self.fused = True
 
 
@@ -343,7 +354,7 @@ class AttentionDownsample(nn.Module):
         return self.embed(x) + self.proj(self.act(to_image(attended, local) + local))
 
     def fuse(self):
-        """Choose the faster kernel."""
+        """Choose the faster way."""
         self.fused = True
 
 

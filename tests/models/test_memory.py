@@ -168,13 +168,16 @@ def test_activations_on_the_way_out_of_a_convolution(act, layout, randomize):
     assert layer.double()(inputs[0].double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize('context', [torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize('queries, keys', [(6, 6), (4, 9)])
-@torch.no_grad()
-def test_attention_of_one_width_is_the_same(queries, keys):
+def test_attention_that_never_holds_all_scores(queries, keys, context, monkeypatch):
     q, k, v = (torch.randn(2, 3, n, d) for n, d in ((queries, 4), (keys, 4), (keys, 10)))
     bias = torch.randn(3, queries, keys)
     expected = (q @ k.transpose(2, 3) / 2 + bias).softmax(-1) @ v
-    assert_close([attend(q, k, v, bias), attend(q, k, v, bias, pad=True)], [expected] * 2, 1e-5)
+    monkeypatch.setattr(attention, 'SCORE_BYTES', 4 * keys * 4)  # four queries
+    with context():
+        assert_close([attend(q, k, v, bias), attend(q, k, v, bias, fused=True)], [expected] * 2,
+                     1e-5)
 
 
 def test_mixed_attention_some_queries_at_a_time(monkeypatch):
