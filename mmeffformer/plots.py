@@ -175,7 +175,7 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
         ax.set(xscale='log', xlabel=cost, ylabel=unit, title=title)
         low, high = ax.get_xlim()
         ax.xaxis.set_major_locator(ticker.LogLocator(
-            subs=(1, 2, 5) if high > 8 * low else range(1, 10)))
+            subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)))
         ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
         ax.xaxis.set_minor_locator(ticker.NullLocator())
         ax.margins(.12)

@@ -53,6 +53,10 @@ def build_act(cfg: dict) -> nn.Module:
 POST_OPS = {repr(nn.ReLU()): 'relu', repr(nn.GELU()): 'gelu', repr(nn.SiLU()): 'swish'}
 
 
+# Norms that can be computed again in backward. Others may wait for other processes then.
+REMAKABLE = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.Identity)
+
+
 class ConvNorm(nn.Module):
     """Convolution that keeps H and W at stride 1 and halves them (rounded up)
     at stride 2, a norm, and an activation where ``act_cfg`` names one."""
@@ -76,17 +80,16 @@ class ConvNorm(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
     def remakable(self, x: Tensor) -> Tuple[Tensor, Optional[Callable[[], Tensor]]]:
-        """Return norm and activation of the convolution's output x, and how to make them again.
-
-        Of all that, only x is kept for backward (:func:`remade`).
-        """
-        if isinstance(self.norm, nn.SyncBatchNorm):  # would wait for the other processes
-            normed, remake = self.norm(x), None
-        else:
-            normed, remake = self.norm(x), lru_cache(lambda: self._norm_again(x))
+        """Return norm and activation of the convolution's output x, and how to make them again,
+        which needs no more than x where norm and activation allow it (:func:`remade`)."""
+        normed, remake = self.norm(x), None
+        if isinstance(self.norm, REMAKABLE):
+            remake = lru_cache(lambda: self._norm_again(x))
         with remade(normed, remake):
             out = self.act(normed)
-        return out, remake and (lambda: self.act(remake()))
+        if isinstance(self.act, nn.RReLU):  # would draw other random numbers
+            return out, None
+        return out, lambda: self.act(remake() if remake else normed)
 
     def _norm_again(self, x: Tensor) -> Tensor:
         with statistics_kept(self.norm):

@@ -14,7 +14,7 @@ from typing import Callable, ContextManager, Iterator, Optional
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 # Of the hidden map in one strip: a share of the last cache of common CPUs. Maps of a few
@@ -86,8 +86,8 @@ def remade(x: Tensor, remake: Optional[Callable[[], Tensor]]) -> ContextManager:
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within, BatchNorms normalise as before, but do not enter the batch into their statistics."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    """Within, norms work as before, but do not enter the batch into their running statistics."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.training]
     kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
     for norm, buffers in zip(norms, kept):
         for name, buffer in buffers.items():
