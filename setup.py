@@ -53,7 +53,7 @@ setup(
         'openmmlab': ['mmengine>=0.10.4', 'mmcv-lite>=2.1,<2.2', 'mmdet>=3.3',
                       'mmsegmentation>=1.2.2', 'mmpretrain>=1.2', 'ftfy', 'regex', 'numpy<2',
                       'opencv-python<4.12', 'setuptools<81'],
-        'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'openvino>=2024.4', 'nncf>=3',
+        'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'openvino>=2024.4', 'nncf>=2.14',
                    'coremltools>=8', 'scipy'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'timm', 'transformers>=4.46,<5'],
     },
