@@ -89,7 +89,9 @@ class ConvNorm(nn.Module):
             out = self.act(normed)
         if isinstance(self.act, nn.RReLU):  # would draw other random numbers
             return out, None
-        return out, lambda: self.act(remake() if remake else normed)
+        if remake is None:
+            return out, lambda: self.act(normed)
+        return out, lambda: self.act(remake())  # which does not hold ``normed``
 
     def _norm_again(self, x: Tensor) -> Tensor:
         with statistics_kept(self.norm):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
-from mmeffformer.latency.timing import kept_bytes
+from mmeffformer.latency.timing import kept_bytes, peak_bytes
 from mmeffformer.models import attention, memory
 from mmeffformer.models.attention import attend, attend_mixed
 from mmeffformer.models.efficientformer_v2 import FfnBlock
@@ -120,7 +120,8 @@ def test_second_derivatives(kind, randomize):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_about_half_is_kept_and_with_checkpoints_a_tenth(kind):
-    x, kept = image(128, 128, batch=2).to(memory_format=torch.channels_last), []
+    x = image(128, 128, batch=2).to(memory_format=torch.channels_last)
+    kept, peaks = [], []
     for with_cp, context in ((False, all_kept), (False, torch.enable_grad),
                              (True, torch.enable_grad)):
         model = kind(dict(ARCH, depths=(4, 4, 6, 6)), with_cp=with_cp).train()
@@ -128,7 +129,9 @@ def test_about_half_is_kept_and_with_checkpoints_a_tenth(kind):
         with context():
             kept.append(kept_bytes(lambda model=model: model(x),
                                    [*model.parameters(), *model.buffers()]))
+            peaks.append(peak_bytes(lambda model=model: model(x)))  # of the graph alive
     assert kept[1] < 0.56 * kept[0] and kept[2] < 0.15 * kept[0]
+    assert peaks[1] < 0.65 * peaks[0] and peaks[2] < peaks[1]
 
 
 @pytest.mark.parametrize('kind', KINDS)
