@@ -19,6 +19,7 @@ from mmeffformer.cli import (
 from mmeffformer.datasets import check_dataset
 from mmeffformer.deploy.runtimes import open_exported
 from mmeffformer.deploy.serve import ExportedModel
+from mmeffformer.hooks import bare
 from mmeffformer.runs import record_evaluation
 from mmeffformer.weights.fit import check_fit
 
@@ -71,7 +72,7 @@ def main():
     runner = Runner.from_cfg(cfg)
     with explained():
         if args.model:
-            runner.model = ExportedModel(runner.model, exported)
+            runner.model = ExportedModel(bare(runner.model), exported)
         else:
             check_fit(runner.model, args.checkpoint)
     if args.out:

@@ -78,7 +78,7 @@ class Comparison(NamedTuple):
             tolerance = INT8_DETECTION_TOLERANCE if detector else INT8_TOLERANCE
         else:
             tolerance = STRAY_TOLERANCE if self.output == STRAYS else TOLERANCE
-        return self.error <= tolerance * max(self.largest, 1e-6)
+        return math.isfinite(self.error) and self.error <= tolerance * max(self.largest, 1e-6)
 
     def __str__(self) -> str:
         if self.int8:
@@ -275,7 +275,8 @@ def compare(model: nn.Module, what: str, run, inputs: Sequence[Tensor], int8: bo
                     f'{tuple(actual[name].shape)} instead of {tuple(value.shape)}')
             found = errors.setdefault(name, [(0., 0.)])
             if value.numel():
-                error = actual[name].double() - value.double()
+                # nan would lose every comparison, and so pass for no error at all.
+                error = (actual[name].double() - value.double()).nan_to_num(nan=math.inf)
                 found.append(tuple((each.norm() if int8 else each.abs().max()).item()
                                    for each in (error, value.double())))
     # The largest value, or the norm of all inputs' norms.

@@ -83,12 +83,12 @@ class ConvNorm(nn.Module):
         """Return norm and activation of the convolution's output x, and how to make them again,
         which needs no more than x where norm and activation allow it (:func:`remade`)."""
         normed, remake = self.norm(x), None
+        if isinstance(self.act, nn.RReLU) or getattr(self.act, 'inplace', False):
+            return self.act(normed), None  # random, or written over what it is made of
         if isinstance(self.norm, REMAKABLE):
             remake = lru_cache(lambda: self._norm_again(x))
         with remade(normed, remake):
             out = self.act(normed)
-        if isinstance(self.act, nn.RReLU):  # would draw other random numbers
-            return out, None
         if remake is None:
             return out, lambda: self.act(normed)
         return out, lambda: self.act(remake())  # which does not hold ``normed``

@@ -197,6 +197,20 @@ def test_detections_without_counterpart_count(build):
     assert all(each.good for each in others)
 
 
+@pytest.mark.parametrize('int8', [False, True])
+@pytest.mark.parametrize('wrong', [float('nan'), float('inf')])
+def test_what_is_not_finite_does_not_match(wrong, int8):
+    model, x = EfficientFormer(TINY).eval(), image(64, 64)
+
+    def run(x):
+        outputs = expected_outputs(model, 'backbone', x)
+        outputs['feature2'][0, 0, 0, 0] = wrong
+        return outputs
+
+    compared = {each.output: each for each in compare(model, 'backbone', run, [x, x], int8)}
+    assert [name for name, each in compared.items() if not each.good] == ['feature2']
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(to='tflite'), "to='tflite': expected one of onnx"),
     (dict(path='model.xml'), 'a file for onnx ends in .onnx'),

@@ -89,7 +89,8 @@ class KeptNorm(_BatchNorm):
 @pytest.mark.parametrize('options', [
     {}, dict(norm_eval=True), dict(norm_cfg=dict(type='GN', num_groups=2)),
     dict(norm_cfg=dict(type='IN', affine=True, track_running_stats=True)),
-    dict(norm_cfg=dict(type=KeptNorm)), dict(act_cfg=dict(type='RReLU'))])
+    dict(norm_cfg=dict(type=KeptNorm)), dict(act_cfg=dict(type='RReLU')),
+    dict(norm_cfg=dict(type=KeptNorm), act_cfg=dict(type='ELU', inplace=True))])
 @pytest.mark.parametrize('kind', KINDS)
 def test_what_is_made_again_changes_no_gradient_and_no_statistics(kind, options, randomize):
     lean = randomize(kind(ARCH, **options)).double().train()
