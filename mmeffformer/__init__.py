@@ -23,9 +23,10 @@ from . import ops
 ops.install()
 
 from .models import EfficientFormer, EfficientFormerV2
+from .search.supernet import SuperEfficientFormer
 from .swap import swap_backbone
 from .version import __version__
 from .weights import load_weights
 
-__all__ = ['EfficientFormer', 'EfficientFormerV2', 'load_weights', 'swap_backbone',
-           '__version__']
+__all__ = ['EfficientFormer', 'EfficientFormerV2', 'SuperEfficientFormer', 'load_weights',
+           'swap_backbone', '__version__']

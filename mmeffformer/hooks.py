@@ -47,3 +47,25 @@ class DeployHook(Hook):
 
     def before_test(self, runner):
         fuse(bare(runner.model))
+
+
+@HOOKS.register_module()
+class TemperatureHook(Hook):
+    """Lowers the temperature of a supernet's mixtures while it is trained, geometrically.
+
+    At first every branch of a path is trained by every batch, at last nearly one at a time,
+    which is what a network that is chosen later does (Jang et al., Categorical
+    Reparameterization with Gumbel-Softmax, 2017, lower it so too).
+
+    Args:
+        start, end: Temperature at the first and the last iteration.
+    """
+
+    def __init__(self, start: float = 1., end: float = 0.1):
+        if not 0 < end <= start:
+            raise ValueError(f'temperatures from {start!r} to {end!r}: expected 0 < end <= start')
+        self.start, self.end = start, end
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        done = runner.iter / max(1, runner.max_iters - 1)
+        bare(runner.model).backbone.set_temperature(self.start * (self.end / self.start) ** done)

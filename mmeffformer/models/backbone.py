@@ -34,15 +34,18 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, 2H, 2W) to (B, C, H, W), memory format kept."""
-        x = self.downsample(x)
-        conv_blocks = [block for block in self.blocks if not isinstance(block, MB3D)]
+        return self.through(self.downsample(x), self.blocks)
+
+    def through(self, x: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
+        """Return what ``blocks``, those on tokens last, make of (B, C, H, W): the same shape."""
+        conv_blocks = [block for block in blocks if not isinstance(block, MB3D)]
         for block in conv_blocks:
             x = self._run(block, x)
-        if len(conv_blocks) == len(self.blocks):
+        if len(conv_blocks) == len(blocks):
             return x
         grid, rowwise = x.shape[2:], x.is_contiguous()
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
-        for block in self.blocks[len(conv_blocks):]:
+        for block in blocks[len(conv_blocks):]:
             tokens = self._run(block, tokens, grid)
         # To channels_last, without a copy. The exporter to ONNX takes unflatten's sizes for fixed.
         x = tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)

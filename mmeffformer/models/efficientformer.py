@@ -9,7 +9,8 @@ table over offsets (see ``attention.py``), channels_last kept throughout.
 
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
-from typing import List, Optional, Sequence, Union
+from functools import partial
+from typing import Callable, List, Mapping, Optional, Sequence, Union
 
 from mmengine.model.weight_init import trunc_normal_
 from torch import nn
@@ -87,19 +88,24 @@ class EfficientFormer(Backbone):
         for i, width in enumerate(widths):
             downsample = ConvNorm(widths[i - 1], width, 3, 2, norm_cfg=norm_cfg) if i else None
             finer = 2 ** (len(widths) - 1 - i)  # than the grid at stride 32
-            blocks = []
-            for j, (hidden, rate) in enumerate(zip(arch.hidden(i), rates[i])):
-                cfg = dict(channels=width, hidden=hidden, drop_path=rate,
-                           layer_scale_init_value=layer_scale_init_value, act_cfg=act_cfg)
-                if arch.attends(i, j):
-                    blocks.append(MB3D(bias_grid=(rows * finer, cols * finer),
-                                       bias_mode=bias_mode, **cfg))
-                else:
-                    blocks.append(MB4D(norm_cfg=norm_cfg, **cfg))
-            stages.append(Stage(downsample, blocks, with_cp))
+            cfgs = [dict(channels=width, hidden=hidden, drop_path=rate,
+                         layer_scale_init_value=layer_scale_init_value, act_cfg=act_cfg)
+                    for hidden, rate in zip(arch.hidden(i), rates[i])]
+            kinds = dict(MB4D=partial(MB4D, norm_cfg=norm_cfg),
+                         MB3D=partial(MB3D, bias_grid=(rows * finer, cols * finer),
+                                      bias_mode=bias_mode))
+            stages.append(self._stage(i, arch, downsample, kinds, cfgs, with_cp))
         super().__init__(arch, stem, stages, in_channels, out_indices, out_norm_cfg,
                          frozen_stages, norm_eval, init_cfg)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=.02)
                 nn.init.zeros_(module.bias)
+
+    def _stage(self, stage: int, arch: Arch, downsample: Optional[nn.Module],
+               kinds: Mapping[str, Callable[..., nn.Module]], cfgs: Sequence[dict],
+               with_cp: bool) -> Stage:
+        """Return stage ``stage``, its blocks made by ``kinds`` from the ``cfgs``, one a block."""
+        blocks = [kinds['MB3D' if arch.attends(stage, j) else 'MB4D'](**cfg)
+                  for j, cfg in enumerate(cfgs)]
+        return Stage(downsample, blocks, with_cp)

@@ -1,0 +1,246 @@
+"""The supernet of EfficientFormer's latency-driven slimming (paper, section 4.2).
+
+Every block is a MetaPath, a choice among MB4D, the identity I and, in the last stages, MB3D.
+In training all are mixed, with weights drawn anew for each batch around learnt importances
+(Gumbel-softmax), so that whatever is chosen later has been trained:
+
+    X[i+1] = sum over n of softmax((a + e) / tau)[n] * MP[n](X[i]),  e ~ U(0, 1)
+
+Shapes: B batch, C channels, H rows, W columns.
+"""
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ..models import EfficientFormer
+from ..models.arch import STAGES, Arch
+from ..models.attention import MB3D
+from ..models.backbone import Stage
+from ..registry import MODELS
+from .subnetwork import IDENTITY, Subnetwork
+
+# A branch that would be mixed in with less is left out for that batch: neither its time nor its
+# memory is spent. Once an importance has fallen far enough, that is always.
+NEGLIGIBLE = 1e-3
+
+
+def _values(tensor: Tensor) -> list:
+    """The numbers, or ones where only shapes are computed with."""
+    return (torch.ones(tensor.shape) if tensor.is_meta else tensor.detach()).tolist()
+
+
+class MetaPath(nn.Module):
+    """One block of the supernet: the blocks to choose among, the identity, and what each is worth.
+
+    Args:
+        branches: The blocks by name, 'MB4D' and maybe 'MB3D'.
+    """
+
+    local = False  # see ScaledBlock
+
+    def __init__(self, branches: Mapping[str, nn.Module]):
+        super().__init__()
+        self.branches = nn.ModuleDict(branches)
+        self.importance = nn.Parameter(torch.zeros(len(branches) + 1))
+
+    @property
+    def kinds(self) -> Tuple[str, ...]:
+        """What ``importance`` lists, in its order."""
+        return (*self.branches, IDENTITY)
+
+    def forward(self, x: Tensor, weights: Tensor, used: Sequence) -> Tensor:
+        """Return the mixture, (B, C, H, W) as x.
+
+        Args:
+            weights: One for each of ``kinds``.
+            used: False for those that are zero.
+        """
+        mixed = weights[-1] * x
+        for kind, weight, is_used in zip(self.branches, weights, used):
+            if is_used:
+                mixed = torch.addcmul(mixed, self._branch(kind, x), weight)
+        return mixed
+
+    def _branch(self, kind: str, x: Tensor) -> Tensor:
+        block = self.branches[kind]
+        if not isinstance(block, MB3D):
+            return block(x)
+        tokens = block(x.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), x.shape[2:])
+        return tokens.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+class SuperStage(Stage):
+    """A stage of MetaPaths.
+
+    Attributes:
+        choices: What each path is; None mixes.
+        temperature: Of the mixture.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.choices: Optional[Sequence[str]] = None
+        self.temperature = 1.
+
+    def through(self, x: Tensor, blocks: Sequence[MetaPath]) -> Tensor:
+        if self.choices is not None:
+            return super().through(x, [path.branches[kind] for path, kind
+                                       in zip(blocks, self.choices) if kind != IDENTITY])
+        weights = [self._weights(path) for path in blocks]
+        used = _values(torch.stack(weights))  # from a GPU, all at once
+        for path, weight, is_used in zip(blocks, weights, used):
+            x = self._run(path, x, weight, is_used)
+        return x
+
+    def _weights(self, path: MetaPath) -> Tensor:
+        scores = path.importance
+        if self.training:
+            scores = scores + torch.rand_like(scores)
+        weights = (scores / self.temperature).softmax(0)
+        weights = weights * (weights.detach() > NEGLIGIBLE)
+        return weights / weights.sum()
+
+
+@MODELS.register_module()
+class SuperEfficientFormer(EfficientFormer):
+    """All sub-networks of an EfficientFormer at once, to be trained and then searched.
+
+    In training it mixes, unless ``choose`` has set a sub-network. In eval it runs the
+    sub-network that was set, or :meth:`best`, and computes no other branch.
+
+    Args:
+        arch: As for :class:`EfficientFormer`; its widths and depths are the largest of the
+            search, of its attention blocks nothing is taken.
+        attention_stages: Stages (from 0) in which every path offers MB3D, the last one among
+            them; the paper's are (2, 3). Attention over the tokens of stage 2 takes much
+            memory at detectors' image sizes: ``with_cp`` then keeps one path's at a time.
+        others: See :class:`EfficientFormer`. ``init_cfg=dict(type='Pretrained', ...)`` takes the
+            weights of a plain EfficientFormer of ``arch``: each of its blocks goes to the
+            branch of its kind, other branches stay random.
+
+    Raises:
+        ValueError: As :class:`EfficientFormer`, or the attention stages are not the last ones.
+    """
+
+    def __init__(self, arch='l1', attention_stages: Sequence[int] = (2, 3), **options):
+        self.attention_stages = tuple(attention_stages)
+        if self.attention_stages not in [tuple(range(i, STAGES)) for i in range(1, STAGES + 1)]:
+            raise ValueError(f'attention_stages={attention_stages!r}: expected the last stages, '
+                             'as (2, 3) or (3,), or none, ()')
+        self.options = dict(options)  # what a sub-network is built with
+        super().__init__(arch, **options)
+        if self.arch.expansion != 4:
+            raise ValueError(f'arch expansion={self.arch.expansion!r}: the supernet\'s is 4')
+        self._mixes = False
+
+    def _stage(self, stage: int, arch: Arch, downsample: Optional[nn.Module],
+               kinds: Mapping[str, Callable[..., nn.Module]], cfgs: Sequence[dict],
+               with_cp: bool) -> SuperStage:
+        offered = [kind for kind in kinds if kind != 'MB3D' or stage in self.attention_stages]
+        return SuperStage(downsample, [MetaPath({kind: kinds[kind](**cfg) for kind in offered})
+                                       for cfg in cfgs], with_cp)
+
+    def set_temperature(self, temperature: float):
+        """Set tau of the mixture: high mixes evenly, low nearly chooses."""
+        if not temperature > 0:
+            raise ValueError(f'temperature {temperature!r}: expected a number above 0')
+        for stage in self.stages:
+            stage.temperature = float(temperature)
+
+    def choose(self, choices: Optional[Sequence[Sequence[str]]]):
+        """Run and train this sub-network alone from now on, None: mix again.
+
+        Args:
+            choices: For each stage and path 'MB4D', 'MB3D' or 'I'.
+
+        Raises:
+            ValueError: They do not fit this supernet, or change between 4D and 3D twice.
+        """
+        if choices is not None:
+            choices = self.subnetwork(choices).choices
+        for stage, chosen in zip(self.stages, choices or [None] * STAGES):
+            stage.choices = chosen
+
+    @contextmanager
+    def mixing(self) -> Iterator[None]:
+        """Within, mix in eval mode too, without noise and at temperature 1."""
+        temperature = self.stages[0].temperature
+        self.set_temperature(1)
+        self._mixes = True
+        try:
+            yield
+        finally:
+            self._mixes = False
+            self.set_temperature(temperature)
+
+    def subnetwork(self, choices: Optional[Sequence[Sequence[str]]] = None,
+                   widths: Optional[Sequence[int]] = None) -> Subnetwork:
+        """Return a sub-network of this supernet, :meth:`best` at full width if not told.
+
+        Raises:
+            ValueError: It is none of this supernet's.
+        """
+        network = Subnetwork(choices or self.best(), widths or self.arch.widths)
+        network.check_within(self.arch.widths, [[path.kinds for path in stage.blocks]
+                                                for stage in self.stages])
+        return network
+
+    def importances(self) -> List[List[Dict[str, float]]]:
+        """Return the softmax of each path's importances by kind, by stage and path."""
+        return [[dict(zip(path.kinds, _values(path.importance.softmax(0))))
+                 for path in stage.blocks] for stage in self.stages]
+
+    def best(self) -> Tuple[Tuple[str, ...], ...]:
+        """Return the choices without I that are worth most, with one change from 4D to 3D.
+
+        Worth most is the largest product of the paths' softmax importances.
+        """
+        worth = [path for stage in self.importances() for path in stage]
+        first = sum(self.arch.depths[:STAGES - len(self.attention_stages)])
+
+        def likelihood(change: int) -> float:
+            kinds = ['MB4D'] * change + ['MB3D'] * (len(worth) - change)
+            return torch.tensor([path[kind] for path, kind in zip(worth, kinds)]).log().sum()
+
+        change = max(range(first, len(worth) + 1), key=likelihood)
+        kinds = iter(['MB4D'] * change + ['MB3D'] * (len(worth) - change))
+        return tuple(tuple(next(kinds) for _ in range(depth)) for depth in self.arch.depths)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        if self.training or self._mixes or self.stages[0].choices is not None:
+            return super().forward(x)
+        self.choose(self.best())
+        try:
+            return super().forward(x)
+        finally:
+            self.choose(None)
+
+    def init_weights(self):
+        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
+        if self.is_init or not pretrained:
+            return super().init_weights()
+        init_cfg, self.init_cfg = self.init_cfg, None
+        super().init_weights()
+        self.init_cfg = init_cfg
+        plain = EfficientFormer(self.arch, **{**self.options, 'init_cfg': init_cfg})
+        plain.init_weights()
+        state = self.state_dict()
+        for key, value in plain.state_dict().items():
+            parts = key.split('.')
+            if parts[0] == 'stages' and parts[2] == 'blocks':
+                attends = self.arch.attends(int(parts[1]), int(parts[3]))
+                parts[4:4] = ['branches', 'MB3D' if attends else 'MB4D']
+            key = '.'.join(parts)
+            if key in state:
+                state[key].copy_(value)
+            else:
+                print_log(f'supernet: {key} has no place, as its stage offers no MB3D',
+                          logger='current')
+
+    def switch_to_deploy(self):
+        """Raise: a supernet is not deployed, a network found in it is."""
+        raise RuntimeError('a supernet cannot be switched to deploy; slim it (tools/slim.py), '
+                           'train the network found, and deploy that')

@@ -1,0 +1,113 @@
+"""The supernet inside a classifier and a detector: trained by an ordinary config, and searched."""
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmeffformer import EfficientFormer
+from mmeffformer.datasets import write_coco
+from mmeffformer.latency.table import LatencyTable, new_header, parts_of
+from mmeffformer.registry import MODELS
+from mmeffformer.search.search import Search, Share
+
+WIDTHS = (16, 32, 32, 48)
+SUPERNET = dict(
+    type='mmeffformer.SuperEfficientFormer', layer_scale_init_value=.1,
+    arch=dict(widths=WIDTHS, depths=(1, 1, 2, 2)))
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    """Made up: every part takes as many ms as it has channels, by 100."""
+    header = new_header(shape=(64, 64), max_widths=WIDTHS)
+    path = tmp_path_factory.mktemp('table') / 'table.json'
+    LatencyTable(header, {str(part): dict(
+        kind=part.kind, stage=part.stage + 1, widths=list(part.widths),
+        ms=sum(part.widths) / 100) for part in parts_of(header)}).save(path)
+    return str(path)
+
+
+def classifier(repo_root, folder) -> Config:
+    rng = np.random.default_rng(0)
+    for split, images in (('train', 4), ('val', 3)):
+        for name in 'abc':
+            (folder / split / name).mkdir(parents=True)
+            for i in range(images):
+                cv2.imwrite(str(folder / split / name / f'{i}.png'),
+                            rng.integers(0, 255, (80, 72, 3), dtype=np.uint8))
+    cfg = Config.fromfile(repo_root / 'configs/search/imagenet_super_l3.py')
+    cfg.merge_from_dict(dict(
+        model=dict(head=dict(in_channels=48, num_classes=3),
+                   data_preprocessor=dict(num_classes=3)),
+        train_cfg=dict(max_epochs=1), param_scheduler=[]))
+    cfg.model.backbone = dict(SUPERNET, out_indices=(3,))
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        loader.dataset.update(type='CustomDataset', data_root='', with_label=True,
+                              data_prefix=str(folder / ('train' if split == 'train' else 'val')))
+        loader.dataset.pop('split', None)
+        for step in loader.dataset.pipeline:
+            if step['type'] == 'RandomResizedCrop':
+                step['scale'] = 64
+    cfg.val_evaluator.topk = cfg.test_evaluator.topk = (1,)
+    return cfg
+
+
+def detector(repo_root, folder) -> Config:
+    write_coco(folder, train=4, val=2, size=(64, 96), progress=False)
+    cfg = Config.fromfile(repo_root / 'configs/demo/maskrcnn_effformer_l1_shapes.py')
+    cfg.merge_from_dict(dict(
+        model=dict(neck=dict(in_channels=list(WIDTHS)),
+                   test_cfg=dict(rcnn=dict(score_thr=0., max_per_img=20))),
+        train_cfg=dict(max_iters=2, val_interval=2), param_scheduler=[],
+        val_evaluator=dict(ann_file=str(folder / 'annotations/instances_val.json')),
+        custom_hooks=[dict(type='mmeffformer.TemperatureHook')],
+        optim_wrapper=dict(paramwise_cfg=dict(custom_keys=dict(importance=dict(lr_mult=5.))))))
+    cfg.model.backbone = SUPERNET
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(folder)
+        for step in loader.dataset.pipeline:
+            if step['type'] == 'Resize':
+                step['scale'] = (96, 64)
+    return cfg
+
+
+@pytest.mark.parametrize('make, metric, reader', [
+    (classifier, 'accuracy/top1', 'head.fc.weight'),
+    (detector, 'coco/bbox_mAP', 'neck.lateral_convs.3.conv.weight'),
+])
+def test_trained_searched_and_cut(repo_root, tmp_path, table, make, metric, reader):
+    cfg = make(repo_root, tmp_path / 'data')
+    cfg.work_dir = str(tmp_path / 'train')
+    Runner.from_cfg(cfg).train()
+    checkpoint = (tmp_path / 'train/last_checkpoint').read_text()
+
+    cfg.work_dir = str(tmp_path / 'slim')
+    search = Search(cfg, checkpoint, table, Share(.6), batches=1)
+    steps = search.slim(report=lambda _: None)
+    assert search.evaluation.metric == metric
+    found = steps[-1].network
+    assert search.ms(found) <= .6 * search.ms(search.start)
+    # The last stage is narrowed as well, so that who reads it has to be cut.
+    widths = (16, 16, 32, 32)
+    config = search.write(steps[-1]._replace(network=type(found)(found.choices, widths)), 'found')
+
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    assert isinstance(model.backbone, EfficientFormer)
+    assert model.backbone.arch.widths == widths
+    state = torch.load(cfg.load_from, weights_only=True)['state_dict']
+    assert state[reader].shape[1] == 32
+    kept = search.evaluation.ranking['stage.3'][:32].sort().values
+    assert torch.equal(state[reader], search.model.state_dict()[reader][:, kept])
+    cfg.work_dir = str(tmp_path / 'trained')
+    runner = Runner.from_cfg(cfg)
+    runner.model.load_state_dict(state)
+    runner.train()  # starts from these

@@ -1,0 +1,73 @@
+"""Find a network of a latency in a trained supernet:
+
+  python tools/train.py configs/search/semfpn_super_shapes.py
+  python tools/latency_table.py --shape 192 192 --out tables/shapes.json
+  python tools/slim.py configs/search/semfpn_super_shapes.py CHECKPOINT \\
+      --table tables/shapes.json --target 50%
+
+The work dir receives journal.json (every network evaluated, every step), slimmed.py (a config
+that trains the network found) with slimmed.pth (the weights to start from), and path.png. A
+search that was killed goes on where it was when it is started again. --baselines adds
+uniform.py and random.py, with their weights, to be compared with.
+"""
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from typing import Union
+
+from mmengine.logging import print_log
+
+from mmeffformer.cli import add_config_arguments, explained, load_config, require_file
+from mmeffformer.datasets import check_dataset
+from mmeffformer.models import ARCHS
+from mmeffformer.search.search import Search, Share
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='the trained supernet, saved by tools/train.py')
+    parser.add_argument('--table', required=True, help='file of tools/latency_table.py')
+    parser.add_argument('--target', type=target, required=True, metavar='MS',
+                        help="latency to get to, ms or a share of the supernet's: 6.5 or 50%%")
+    parser.add_argument('--metric', help='figure of the evaluator that counts, as mIoU (default: '
+                        'the first known one)')
+    parser.add_argument('--batches', type=int, default=8, help='of training images, to rank '
+                        'channels and to take BatchNorm statistics with (default: 8)')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--rounds', type=int, default=9, help='samples of each network that is '
+                        'measured at the end; 0 measures none (default: 9)')
+    parser.add_argument('--baselines', action='store_true', help='also narrow the supernet '
+                        'uniformly, and search it at random with as many evaluations')
+    parser.add_argument('--beside', nargs='*', default=['l1', 'l3'], metavar='NAME[=METRIC]',
+                        help='networks to measure and plot beside the path (default: l1 l3)')
+    args = parser.parse_args()
+    if args.launcher != 'none':
+        parser.error('a search runs in one process: leave --launcher out')
+
+    with explained():
+        beside = {}
+        for word in args.beside:
+            name, _, accuracy = word.partition('=')
+            if name not in ARCHS:
+                raise ValueError(f'--beside {word!r}: expected {", ".join(ARCHS)}, as l1 or '
+                                 'l1=METRIC')
+            beside[name] = float(accuracy) if accuracy else None
+        cfg = load_config(args)
+        require_file(args.checkpoint, 'checkpoint')
+        check_dataset(cfg, splits=('train', 'val'))
+        search = Search(cfg, args.checkpoint, args.table, args.target, args.metric, args.batches,
+                        args.seed)
+        steps = search.slim(args.rounds, report)
+        others = search.baselines(report) if args.baselines else []
+    search.finish(steps, beside, args.rounds, others)
+
+
+def target(text: str) -> Union[float, Share]:
+    return Share(float(text[:-1]) / 100) if text.endswith('%') else float(text)
+
+
+def report(text: str):
+    print_log(text, logger='current')
+
+
+if __name__ == '__main__':
+    main()
