@@ -30,6 +30,10 @@ def require(module: str, to: str):
                          "needs with pip install -e '.[export]'") from error
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class ExportedFile:
     """A file of :func:`export`, as a function from an image to named outputs.
 
@@ -38,7 +42,7 @@ class ExportedFile:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is of another format, or does not come from here.
+        ValueError: It is broken or of another format, or does not come from here.
     """
 
     def __init__(self, path: str, to: str):
@@ -48,7 +52,13 @@ class ExportedFile:
         if self.path.suffix != SUFFIXES[to]:
             raise ValueError(f'{path} is no file for {to}: expected one that ends in '
                              f'{SUFFIXES[to]}')
-        meta = self._open()
+        try:
+            meta = self._open()
+        except ValueError:  # of a missing package
+            raise
+        except Exception as error:  # the runtimes have no class in common for it
+            raise ValueError(f'{path} is broken or no file for {to}: {_first_line(error)}. Export '
+                             'it again') from error
         if META not in meta:
             raise ValueError(f'{path} was not written by tools/export.py: it does not say what '
                              'its input and outputs are')

@@ -241,6 +241,15 @@ def test_models_that_cannot_be_exported_whole(build):
         export(fuse(build('semfpn')), 'model.onnx', 'onnx', 'neck', (64, 64))
 
 
+@pytest.mark.parametrize('to', ['onnx', 'openvino'])
+@pytest.mark.parametrize('content', [b'', b'junk', b'<?xml version="1.0"?><net>', bytes(1000)])
+def test_broken_files(to, content, tmp_path):
+    path = tmp_path / f'broken{SUFFIXES[to]}'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf'broken\{SUFFIXES[to]}.*(is broken|was not written)'):
+        open_exported(path, to)
+
+
 def test_files_that_cannot_be_opened(build, monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="'none.onnx' does not exist"):
         open_exported('none.onnx', 'onnx')
