@@ -222,3 +222,124 @@ def _label(ax, marks: Sequence[Mark], curves: Sequence[lines.Line2D],
                 places.append((in_the_way + box.count_contains(dots), place, box))
         _, text.xyann, box = min(places, key=lambda found: found[0])
         taken.append(box)
+
+
+def agreement(points: Sequence[Tuple[str, float, float]], out: Path, title: str,
+              caption: str = '') -> None:
+    """Plot predicted against measured times to ``out``.
+
+    Args:
+        points: Name, predicted and measured ms. Networks named 'random...' are not labelled.
+        title: On what it was measured.
+        caption: How well the two agree.
+    """
+    names, predicted, measured = zip(*points)
+    fig, ax = plt.subplots(figsize=(6, 6), layout='constrained')
+    ends = np.array([min(*predicted, *measured) * .85, max(*predicted, *measured) * 1.15])
+    ax.plot(ends, ends, color='grey', linewidth=1, label='equal')
+    ax.fill_between(ends, ends * .9, ends * 1.1, color='grey', alpha=.15, label='within 10 %')
+    for name, x, y in zip(names, measured, predicted):
+        named = not name.startswith('random')
+        ax.scatter(x, y, s=24, color='C1' if named else 'C0', zorder=4 if named else 3)
+        if named:
+            ax.annotate(name, (x, y), (6, -12), textcoords='offset points', fontsize=9,
+                        color='C1')
+    ax.set(xscale='log', yscale='log', xlim=ends, ylim=ends, aspect='equal',
+           xlabel='measured, ms', ylabel='predicted, ms')
+    ax.set_title(title, fontsize=10)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+        axis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+        axis.set_minor_locator(ticker.NullLocator())
+    ax.grid(alpha=.3)
+    ax.legend(loc='upper left', fontsize=8)
+    if caption:
+        fig.supxlabel(caption, fontsize=8, color='dimgrey')
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
+
+
+def search_path(path: Sequence[Tuple[float, float]], measured: Sequence[Tuple[float, float]],
+                beside: Dict[str, Tuple[float, Optional[float]]], target: float, metric: str,
+                title: str, out: Path) -> None:
+    """Plot the networks on a search's path, accuracy against latency, to ``out``.
+
+    Args:
+        path: Predicted ms and accuracy of each.
+        measured: Measured ms and accuracy of each; none if they were not measured.
+        beside: Measured ms of other networks by name, and their accuracy where it is known.
+        target: The latency searched for, ms.
+        metric: What the accuracy is.
+        title: On what the latency is measured.
+    """
+    fig, ax = plt.subplots(figsize=(8, 5), layout='constrained')
+    ax.plot(*zip(*path), color='tab:blue', marker='o', markersize=4, linewidth=1,
+            label='path, by the table')
+    if measured:
+        ax.plot(*zip(*measured), color='tab:orange', marker='x', linestyle='',
+                label='path, measured')
+    ax.axvline(target, color='tab:green', linestyle='--', linewidth=1,
+               label=f'target, {target:g} ms')
+    for name, (ms, accuracy) in beside.items():
+        if accuracy is None:
+            ax.axvline(ms, color='grey', linestyle=':', linewidth=1)
+        else:
+            ax.plot(ms, accuracy, color='black', marker='s', linestyle='')
+        ax.annotate(name, (ms, accuracy if accuracy is not None else 1), (4, -10),
+                    xycoords='data' if accuracy is not None else ('data', 'axes fraction'),
+                    textcoords='offset points', fontsize=9, color='dimgrey')
+    low, high = ax.get_ylim()
+    if high - low < .02 * abs(high):  # noise should not look like a cliff
+        ax.set_ylim(low - .01 * abs(high), high + .01 * abs(high))
+    ax.set(xscale='log', xlabel='latency of the backbone, ms',
+           ylabel=f'{metric}, without further training')
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.set_title(title, fontsize=10)
+    ax.grid(alpha=.3)
+    ax.legend(fontsize=8, loc='lower right')
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
+
+
+def stacked_bars(bars: Dict[str, Tuple[Dict[str, float], float]], unit: str, title: str,
+                 out: Path, whole: str, caption: str = '') -> None:
+    """Plot a bar of parts for each network to ``out``, with the share of each large part.
+
+    Args:
+        bars: By network its parts, the same of all and in the same order, and the whole as it
+            was measured by itself.
+        unit: Of the parts, with what they are.
+        title: On what they were measured.
+        whole: What the whole is, for the legend.
+        caption: What else is to be known.
+    """
+    fig, ax = plt.subplots(figsize=(11, 2.2 + .55 * len(bars)), layout='constrained')
+    longest = max(max(sum(parts.values()), total) for parts, total in bars.values())
+    for row, (parts, total) in enumerate(bars.values()):
+        left, all_parts = 0., sum(parts.values())
+        for i, (name, size) in enumerate(parts.items()):
+            size = max(size, 0.)
+            ax.barh(row, size, left=left, color=f'C{i}', height=.75,
+                    label=None if row else name)
+            if size > .035 * longest:
+                ax.text(left + size / 2, row, f'{size / all_parts:.0%}', ha='center',
+                        va='center', fontsize=8, color='white')
+            left += size
+        ax.vlines(total, row - .45, row + .45, color='black', linewidth=2,
+                  label=None if row else whole)
+    ax.set_yticks(range(len(bars)), list(bars))
+    ax.invert_yaxis()
+    ax.set(xlabel=unit, xlim=(0, 1.03 * longest))
+    ax.grid(axis='x', alpha=.3)
+    ax.set_axisbelow(True)
+    ax.set_title(title, fontsize=10)
+    fig.legend(loc='outside upper center', ncol=6, frameon=False, fontsize=9)
+    if caption:
+        fig.supxlabel(caption, fontsize=8, color='dimgrey')
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out, dpi=110)
+    plt.close(fig)

@@ -241,15 +241,7 @@ def build(candidate: Candidate, setting: Setting, folder: Path) -> Built:
         call()
         return Built(call, params, macs, remark=remark)
 
-    if candidate.ours and not setting.train and 'unfused' not in candidate.variants:
-        network.switch_to_deploy()
-    layout = torch.contiguous_format if 'nchw' in candidate.variants else torch.channels_last
-    network.to(setting.device, memory_format=layout)
-    image = image.to(setting.device, memory_format=layout)
-    run = compiled(network) if candidate.runtime == 'compile' else network
-    forward = autocast(lambda: run(image), candidate, setting)
-    if 'legacy' in candidate.variants:
-        forward = all_kept()(forward)
+    forward = prepare(network, candidate, setting, image)
     if setting.train:
         call = step(network, forward)
     else:
@@ -263,6 +255,20 @@ def build(candidate: Candidate, setting: Setting, folder: Path) -> Built:
     if setting.train and candidate.runtime == 'pytorch':
         kept = kept_bytes(forward, [*network.parameters(), *network.buffers()])
     return Built(call, params, macs, peak, kept, remark)
+
+
+def prepare(network: nn.Module, candidate: Candidate, setting: Setting, image: Tensor) -> Call:
+    """Fuse and lay out a network of :func:`make` for PyTorch; return its forward of ``image``."""
+    if candidate.ours and not setting.train and 'unfused' not in candidate.variants:
+        network.switch_to_deploy()
+    layout = torch.contiguous_format if 'nchw' in candidate.variants else torch.channels_last
+    network.to(setting.device, memory_format=layout)
+    image = image.to(setting.device, memory_format=layout)
+    run = compiled(network) if candidate.runtime == 'compile' else network
+    forward = autocast(lambda: run(image), candidate, setting)
+    if 'legacy' in candidate.variants:
+        forward = all_kept()(forward)
+    return forward
 
 
 def make(candidate: Candidate, shape: Tuple[int, int]) -> Tuple[nn.Module, str]:
@@ -359,35 +365,56 @@ def write_file(network: nn.Module, candidate: Candidate, shape: Tuple[int, int],
                         calibration=[torch.randn(1, 3, *shape) for _ in range(2)])
         export(network, path, to, 'backbone', shape, **int8)
         return
+    write_graph(network, torch.zeros(1, 3, *shape), to, path)
+
+
+def write_graph(module: nn.Module, image: Tensor, to: str, path: Path):
+    """Export a module as it is, for inputs like ``image``, and compare nothing.
+
+    To 'openvino' goes by way of an ONNX file beside.
+    """
     require('onnx', to)
     onnx = path.with_suffix('.onnx')
     new = {} if torch.__version__ < '2.5' else dict(dynamo=False)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # what the tracer says of shapes, and of its own age
-        torch.onnx.export(network, (torch.zeros(1, 3, *shape), ), str(onnx), input_names=[INPUT],
+        torch.onnx.export(module, (image, ), str(onnx), input_names=[INPUT],
                           opset_version=OPSET, **new)
     if to == 'openvino':
         openvino = require('openvino', to)
         openvino.save_model(openvino.convert_model(str(onnx)), str(path), compress_to_fp16=False)
 
 
-def open_onnx(path: Path, image: Tensor, threads: int) -> Call:
+def onnx_session(path: Path, threads: int, profiled: Optional[Path] = None):
+    """Open a session.
+
+    Args:
+        profiled: What the name of its profile begins with, a file that it writes in the end.
+    """
     runtime = require('onnxruntime', 'onnx')
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     # Else its threads go on turning after a call, in the way of who is timed next.
     options.add_session_config_entry('session.force_spinning_stop', '1')
-    session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    inputs = {INPUT: image.numpy()}
+    if profiled:
+        options.enable_profiling, options.profile_file_prefix = True, str(profiled)
+    return runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+
+
+def open_onnx(path: Path, image: Tensor, threads: int) -> Call:
+    session, inputs = onnx_session(path, threads), {INPUT: image.numpy()}
     return lambda: session.run(None, inputs)
 
 
-def open_openvino(path: Path, image: Tensor, threads: int) -> Call:
-    openvino = require('openvino', 'openvino')
-    compiled_model = openvino.compile_model(str(path), 'CPU', {
+def openvino_model(path: Path, threads: int, **properties: Any):
+    """Compile a file, with properties of OpenVINO's besides ours."""
+    return require('openvino', 'openvino').compile_model(str(path), 'CPU', {
         'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads,
-        'PERFORMANCE_HINT': 'LATENCY'})
-    request, array = compiled_model.create_infer_request(), image.numpy()
+        'PERFORMANCE_HINT': 'LATENCY', **properties})
+
+
+def open_openvino(path: Path, image: Tensor, threads: int) -> Call:
+    request, array = openvino_model(path, threads).create_infer_request(), image.numpy()
     return lambda: request.infer([array], share_inputs=True)
 
 
