@@ -1,5 +1,6 @@
 # make demo      trains and evaluates a Mask R-CNN on drawn shapes, and draws what it found
 # make demo-seg  does the same with a Semantic FPN
+# make demo-search  trains a supernet, slims it to half its latency here, and trains the result
 # make test      runs the tests
 # make lint      checks the style
 # Each makes its environment first, in .venv; VENV=folder takes or makes another.
@@ -7,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-seg test lint env clean
+.PHONY: demo demo-seg demo-search test lint env clean
 
 VENV ?= .venv
 BASE_PYTHON ?= python3 python3.11 python3.12 python3.10
@@ -44,6 +45,24 @@ demo demo-seg: env
 	set +x
 	echo "Look at work_dirs/$@/learning_curve.png and work_dirs/$@/$(FOUND).png"
 
+demo-search: SUPERNET := configs/search/semfpn_super_shapes.py
+demo-search: env
+	@set -x
+	rm -rf work_dirs/$@
+	$(PYTHON) tools/make_shapes.py data/shapes_ade20k --layout ade20k --train 1440 --val 80 \
+	    --size 192 192
+	$(PYTHON) tools/train.py $(SUPERNET) --work-dir work_dirs/$@/supernet
+	$(PYTHON) tools/latency_table.py --shape 192 192 --max-widths 48 96 160 256 --check 10 \
+	    --out work_dirs/$@/table.json
+	$(PYTHON) tools/slim.py $(SUPERNET) $$(cat work_dirs/$@/supernet/last_checkpoint) \
+	    --table work_dirs/$@/table.json --target 50% --work-dir work_dirs/$@/slim
+	$(PYTHON) tools/train.py work_dirs/$@/slim/slimmed.py --work-dir work_dirs/$@/slimmed
+	$(PYTHON) tools/test.py work_dirs/$@/slim/slimmed.py \
+	    $$(cat work_dirs/$@/slimmed/last_checkpoint) --work-dir work_dirs/$@/test \
+	    --at-least mIoU=70
+	set +x
+	echo "Look at work_dirs/$@/slim/path.png and work_dirs/$@/slim/slimmed.py"
+
 # Two processes of one thread: small networks gain nothing from more threads.
 test: env
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
@@ -71,4 +90,5 @@ $(STAMP):
 	mv $(VENV)/.made-half $@
 
 clean:
-	rm -rf .venv build *.egg-info data/shapes data/shapes_ade20k work_dirs/demo work_dirs/demo-seg
+	rm -rf .venv build *.egg-info data/shapes data/shapes_ade20k work_dirs/demo work_dirs/demo-seg \
+	    work_dirs/demo-search

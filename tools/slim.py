@@ -1,9 +1,9 @@
 """Find a network of a latency in a trained supernet:
 
   python tools/train.py configs/search/semfpn_super_shapes.py
-  python tools/latency_table.py --shape 192 192 --out tables/shapes.json
+  python tools/latency_table.py --shape 192 192 --out benchmarks/shapes.json
   python tools/slim.py configs/search/semfpn_super_shapes.py CHECKPOINT \\
-      --table tables/shapes.json --target 50%
+      --table benchmarks/shapes.json --target 50%
 
 The work dir receives journal.json (every network evaluated, every step), slimmed.py (a config
 that trains the network found) with slimmed.pth (the weights to start from), and path.png. A
