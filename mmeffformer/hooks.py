@@ -1,4 +1,5 @@
-"""What a Runner can be told to do for speed; results stay the same to rounding."""
+"""What a Runner can be told to do: for speed, with results that stay the same to rounding, and
+while a supernet is trained."""
 from typing import Union
 
 import torch

@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional, Sequence
 
 import torch
 
@@ -34,6 +34,16 @@ def assert_gradients_close(ours, expected, relative: float = 1e-5, zero_in_train
         assert largest > floor or key.endswith(tuple(zero_in_training)), key
         torch.testing.assert_close(actual[key].grad, gradient.detach(), rtol=0,
                                    atol=relative * max(largest, floor), msg=key)
+
+
+def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., float], **settings):
+    """Save a latency table of this machine in which each part takes the ms that ``ms`` says."""
+    from mmeffformer.latency.table import LatencyTable, new_header, parts_of
+    header = dict(new_header(shape=shape, max_widths=max_widths, **settings), reference_ms=1.)
+    LatencyTable(header, {str(part): dict(
+        kind=part.kind, stage=part.stage + 1, widths=list(part.widths), ms=ms(part))
+        for part in parts_of(header)}).save(path)
+    return path
 
 
 def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:

@@ -56,6 +56,7 @@ def main():
         if out.suffix != '.json':
             raise ValueError(f'{out}: a latency table ends in .json')
         table = latency.resumed(out, header)
+        table.save(out)  # where it cannot be, that is better known now
     with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                   TimeElapsedColumn(), console=Console(stderr=True),
                   transient=True) as progress, warnings.catch_warnings():
@@ -87,7 +88,7 @@ def show(table: latency.LatencyTable, picture: Path):
     """Print predicted and measured times, and plot them."""
     found, console = table.check, Console()
     console = console if console.is_terminal else Console(width=120)
-    rows = Table(title=f'{title(table.header)}: predicted and measured',
+    rows = Table(title=f'{latency.title(table.header)}: predicted and measured',
                  caption=summary(found))
     for column in ('network', 'widths', 'depths', 'MB3D', 'predicted, ms', 'measured, ms',
                    'quartiles', 'error'):
@@ -100,12 +101,8 @@ def show(table: latency.LatencyTable, picture: Path):
                      f'{each["predicted_ms"] / each["measured_ms"] - 1:+.1%}')
     console.print(rows)
     agreement([(each['name'], each['predicted_ms'], each['measured_ms'])
-               for each in found['networks']], picture, title(table.header), summary(found))
-
-
-def title(header: dict) -> str:
-    return (f'{header["runtime"]}, {header["shape"][0]} x {header["shape"][1]} px, '
-            f'{header["device"]}, threads: {header["threads"]} of {header["cores"]}')
+               for each in found['networks']], picture, latency.title(table.header),
+              summary(found))
 
 
 def summary(found: dict) -> str:

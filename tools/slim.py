@@ -5,13 +5,14 @@
   python tools/slim.py configs/search/semfpn_super_shapes.py CHECKPOINT \\
       --table benchmarks/shapes.json --target 50%
 
-The work dir receives journal.json (every network evaluated, every step), slimmed.py (a config
-that trains the network found) with slimmed.pth (the weights to start from), and path.png. A
-search that was killed goes on where it was when it is started again. --baselines adds
-uniform.py and random.py, with their weights, to be compared with.
+The work dir (default: work_dirs/, the config's name and _slim) receives journal.json (every
+network evaluated, every step), slimmed.py (a config that trains the network found) with
+slimmed.pth (the weights to start from), and path.png. A search that was killed goes on where it
+was when it is started again. --baselines adds uniform.py and random.py, with their weights, to be
+compared with.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from typing import Union
+from typing import Optional, Tuple, Union
 
 from mmengine.logging import print_log
 
@@ -44,21 +45,33 @@ def main():
         parser.error('a search runs in one process: leave --launcher out')
 
     with explained():
-        beside = {}
-        for word in args.beside:
-            name, _, accuracy = word.partition('=')
-            if name not in ARCHS:
-                raise ValueError(f'--beside {word!r}: expected {", ".join(ARCHS)}, as l1 or '
-                                 'l1=METRIC')
-            beside[name] = float(accuracy) if accuracy else None
+        if args.rounds < 0:
+            raise ValueError(f'--rounds {args.rounds}: expected 0 or more')
+        beside = dict(map(network, args.beside))
         cfg = load_config(args)
+        if not args.work_dir:  # not where the supernet was trained
+            cfg.work_dir += '_slim'
         require_file(args.checkpoint, 'checkpoint')
         check_dataset(cfg, splits=('train', 'val'))
         search = Search(cfg, args.checkpoint, args.table, args.target, args.metric, args.batches,
                         args.seed)
+    try:
         steps = search.slim(args.rounds, report)
-        others = search.baselines(report) if args.baselines else []
-    search.finish(steps, beside, args.rounds, others)
+        others = search.baselines(report) if args.baselines else {}
+        search.finish(steps, others, beside, args.rounds)
+    except KeyboardInterrupt:
+        raise SystemExit('slim.py: stopped; the same command goes on') from None
+
+
+def network(word: str) -> Tuple[str, Optional[float]]:
+    """Return the name and the metric of --beside."""
+    name, _, metric = word.partition('=')
+    try:
+        if name in ARCHS:
+            return name, float(metric) if metric else None
+    except ValueError:
+        pass
+    raise ValueError(f'--beside {word!r}: expected one of {", ".join(ARCHS)}, as l1 or l1=38.9')
 
 
 def target(text: str) -> Union[float, Share]:

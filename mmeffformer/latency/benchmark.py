@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import torch
 
 from .. import table2
+from ..files import replacing
 from ..models import ARCHS
 from ..plots import TimedMark
 from .candidates import DTYPES, RUNTIMES, TIMM, Candidate, Setting, build
@@ -140,10 +141,8 @@ def _version(package: str) -> Optional[str]:
 def save(results: Dict[str, Any], out: Path) -> Path:
     """Write ``results.json`` whole or not at all."""
     path = Path(out) / 'results.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix('.tmp')
-    half.write_text(json.dumps(results, indent=1))
-    half.replace(path)
+    with replacing(path) as half:
+        half.write_text(json.dumps(results, indent=1))
     return path
 
 

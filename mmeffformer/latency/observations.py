@@ -94,7 +94,7 @@ def _fused(module: nn.Module) -> nn.Module:
 
 def observe(results: Dict[str, Any], setting: Setting, runtimes: Sequence[str], rounds: int,
             seed: int, out: Path, progress: benchmark.Report = lambda *_: None):
-    """Time the trials in turns, into results, and save them."""
+    """Time the trials in turns, into results, and save them. Ctrl-C ends the rounds early."""
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     timers, tried, entries = {}, [*trials(setting.shape)], {}
@@ -113,16 +113,19 @@ def observe(results: Dict[str, Any], setting: Setting, runtimes: Sequence[str], 
                 timers[key] = Timer(_call(trial.module, image, runtime, setting.threads,
                                           Path(folder) / f'{len(timers)}'), min_ms=40)
         pending = {}
-        for i, sample in enumerate(interleave(timers, rounds, seed)):
-            progress(f'round {sample.round + 1}: {sample.name}', i, rounds * len(timers))
-            pending[sample.name] = sample.ms
-            if len(pending) == len(timers):  # whole rounds only, for comparing within them
-                for key, ms in pending.items():
-                    entries[key]['samples_ms'].append(ms)
-                results['header']['rounds_done'] = sample.round + 1
-                results['observations'] = [*entries.values()]
-                benchmark.save(results, out)
-                pending.clear()
+        try:
+            for i, sample in enumerate(interleave(timers, rounds, seed)):
+                progress(f'round {sample.round + 1}: {sample.name}', i, rounds * len(timers))
+                pending[sample.name] = sample.ms
+                if len(pending) == len(timers):  # whole rounds only, for comparing within them
+                    for key, ms in pending.items():
+                        entries[key]['samples_ms'].append(ms)
+                    results['header']['rounds_done'] = sample.round + 1
+                    results['observations'] = [*entries.values()]
+                    benchmark.save(results, out)
+                    pending.clear()
+        except KeyboardInterrupt:
+            results['header']['interrupted'] = True
         timers.clear()  # before the exported files are deleted
 
 

@@ -179,12 +179,18 @@ def run(chosen: Sequence[Candidate], setting: Setting, rounds: int, seed: int, o
         except KeyboardInterrupt:
             results['header']['interrupted'] = True
         done = results['header']['rounds_done']
-        samples = {name: each.profiler.collect()[1:done + 1] for name, each in turns.items()}
-        costs = dict(onnx=overhead(turns[CHAIN], samples[CHAIN])) if samples.get(CHAIN) else {}
+        costs = {}
+        if done and CHAIN in turns:
+            costs['onnx'] = overhead(turns[CHAIN], turns[CHAIN].profiler.collect()[1:done + 1])
         results['profiler_ms_per_operator'] = {key: cost._asdict() for key, cost in costs.items()}
         for name, (entry, modules) in found.items():
-            entry['whole_ms'] = turns[name].plain_ms[:done]
-            _summarise(entry, modules, samples[name], costs.get(entry['runtime'], Overhead()))
+            try:
+                _summarise(entry, modules, turns[name].profiler.collect()[1:done + 1],
+                           costs.get(entry['runtime'], Overhead()))
+            except RuntimeError as error:  # what was profiled does not fit together
+                entry['error'] = f'{type(error).__name__}: {error}'
+            else:
+                entry['whole_ms'] = turns[name].plain_ms[:done]
         turns.clear()  # before the exported files are deleted
     benchmark.save(results, out)
     return results

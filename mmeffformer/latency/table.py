@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from ..deploy.export import export
 from ..deploy.runtimes import SUFFIXES
+from ..files import replacing
 from ..models.arch import ARCHS, STAGES, Arch, get_arch
 from ..models.attention import AttentionBias
 from ..models.backbone import STRIDES
@@ -60,6 +61,9 @@ GROUP, GROUP_BYTES = 8, 3 * 2 ** 30  # parts timed in turns, and what they may h
 UNSTEADY, TRIES = .25, 3  # quartiles so far apart, by the median, say that something disturbed
 MAX_MB3D = 6  # of a network of the check
 NOT_SETTINGS = ('date', 'reference_ms')
+# Of a header, what is needed to use a table.
+SETTINGS = ('device', 'cores', 'runtime', 'versions', 'threads', 'shape', 'rounds', 'expansion',
+            'max_widths', 'step', 'reference', 'reference_ms')
 
 Size = Tuple[int, int]
 Report = benchmark.Report
@@ -119,6 +123,12 @@ def parts_of(header: Mapping) -> List[Part]:
     return [*found, Part(OVERHEAD)]
 
 
+def title(header: Mapping) -> str:
+    """Return on what a table was measured, for people."""
+    return (f'{header["runtime"]}, {header["shape"][0]} x {header["shape"][1]} px, '
+            f'{header["device"]}, threads: {header["threads"]} of {header["cores"]}')
+
+
 class LatencyTable:
     """ms of the parts of an EfficientFormer, and their sums.
 
@@ -148,7 +158,11 @@ class LatencyTable:
                                     'tools/latency_table.py makes one')
         try:
             read = json.loads(path.read_text())
-            return cls(read['header'], read['entries'], read['check'])
+            table = cls(read['header'], read['entries'], read['check'])
+            missing = {*SETTINGS} - {*table.header}
+            if missing:
+                raise KeyError(*sorted(missing))
+            return table
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{path} is no latency table, or a damaged one '
                              f'({type(error).__name__}: {error}): delete it, or name another '
@@ -156,12 +170,9 @@ class LatencyTable:
 
     def save(self, path):
         """Write JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(f'{path.name}.tmp')
-        half.write_text(json.dumps(dict(header=self.header, entries=self.entries,
-                                        check=self.check), indent=1))
-        half.replace(path)
+        with replacing(path) as half:
+            half.write_text(json.dumps(dict(header=self.header, entries=self.entries,
+                                            check=self.check), indent=1))
 
     def predict(self, arch) -> float:
         """Return the ms of a whole backbone, without norms on its outputs.
@@ -577,19 +588,23 @@ def measured(archs: Mapping[str, Arch], header: Mapping, rounds: int,
     """
     here = new_header(header['runtime'], header['shape'], header['threads'],
                       header['max_widths'], header['step'], header['rounds'])
-    found = differences(header, here)
-    if found:
-        raise ValueError(f'the table was measured otherwise: {"; ".join(found)}. What is '
+    other = differences(header, here)
+    if other:
+        raise ValueError(f'the table was measured otherwise: {"; ".join(other)}. What is '
                          'measured here cannot be compared with it; make a table here')
-    with tempfile.TemporaryDirectory() as folder:
-        reference = reference_timer(header, Path(folder))
-        timers = {}
-        for i, (name, arch) in enumerate(archs.items()):
-            progress(f'building {name}', i, len(archs))
-            timers[name] = timer(open_network(arch, header, Path(folder)))
-        found = in_turns(timers, reference, header, rounds, progress)
-        timers.clear()
-        del reference
+    threads = torch.get_num_threads()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            reference = reference_timer(header, Path(folder))
+            timers = {}
+            for i, (name, arch) in enumerate(archs.items()):
+                progress(f'building {name}', i, len(archs))
+                timers[name] = timer(open_network(arch, header, Path(folder)))
+            found = in_turns(timers, reference, header, rounds, progress)
+            timers.clear()
+            del reference
+    finally:
+        torch.set_num_threads(threads)
     return found
 
 

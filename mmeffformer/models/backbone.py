@@ -148,13 +148,15 @@ class Backbone(BaseModule):
         pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
         if self.is_init or not pretrained:
             return super().init_weights()
-        from ..weights import load_weights  # weights builds on models
         init_cfg, self.init_cfg = self.init_cfg, [cfg for cfg in cfgs if cfg not in pretrained]
         super().init_weights()
         self.init_cfg = init_cfg
         for cfg in pretrained:
-            report = load_weights(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
-            print_log(str(report), logger='current')
+            self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
+
+    def _load_pretrained(self, checkpoint: str, prefix: Optional[str]):
+        from ..weights import load_weights  # weights builds on models
+        print_log(str(load_weights(self, checkpoint, prefix=prefix)), logger='current')
 
     def _freeze(self):
         frozen = [self.stem, *self.stages[:self.frozen_stages]] if self.frozen_stages >= 0 else []

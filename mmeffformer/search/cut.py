@@ -67,17 +67,21 @@ def rank(supernet: SuperEfficientFormer, losses: Iterable[Callable[[], Tensor]])
     Args:
         losses: Each computes a loss of a batch through the supernet.
     """
-    sums = dict.fromkeys(places(supernet), 0.0)
+    sums = {place: torch.zeros(_channels(supernet, place), dtype=torch.double)
+            for place in places(supernet)}
 
     def watch(place: str, out: Tensor):
+        values = out.detach()  # a hook that held ``out`` would keep it for ever
+
         def add(gradient: Tensor):
-            product = (out.detach() * gradient).double()
-            product = product.flatten(2).sum(2) if out.dim() == 4 else product.sum(1)
+            product = (values * gradient).double()
+            product = product.flatten(2).sum(2) if product.dim() == 4 else product.sum(1)
             sums[place] += product.abs().sum(0).cpu()
 
-        if out.requires_grad:
-            out.register_hook(add)
+        out.register_hook(add)
 
+    frozen = [p for p in supernet.parameters() if not p.requires_grad]
+    supernet.requires_grad_(True)  # as what is frozen is cut as well
     hooks = [module.register_forward_hook(lambda module, args, out, place=place: watch(place, out))
              for place, modules in places(supernet).items() for module in modules]
     try:
@@ -88,8 +92,16 @@ def rank(supernet: SuperEfficientFormer, losses: Iterable[Callable[[], Tensor]])
     finally:
         for hook in hooks:
             hook.remove()
-    return {place: torch.as_tensor(values).argsort(descending=True, stable=True)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return {place: values.argsort(descending=True, stable=True)
             for place, values in sums.items()}
+
+
+def _channels(supernet: SuperEfficientFormer, place: str) -> int:
+    kind, _, rest = place.partition('.')
+    width = supernet.arch.widths[int(rest[0]) if rest else 0]
+    return {'stem': width // 2, 'stage': width, 'hidden': 4 * width}[kind]
 
 
 def kept_channels(network: Subnetwork, ranking: Ranking) -> List[Tensor]:

@@ -7,7 +7,7 @@ import logging
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import islice
-from typing import Callable, Dict, Iterator, List, Optional
+from typing import Callable, Iterator, List, Mapping, Optional
 
 import torch
 from mmengine.logging import MMLogger, print_log
@@ -48,6 +48,11 @@ class Evaluation:
             raise ValueError(f'the backbone is {type(self.supernet).__name__}: expected a config '
                              'whose backbone is mmeffformer.SuperEfficientFormer, as those in '
                              'configs/search')
+        absent = [name for name in ('train_dataloader', 'val_dataloader', 'val_evaluator')
+                  if not runner.cfg.get(name)]
+        if absent:
+            raise ValueError(f'the config has no {" and no ".join(absent)}: a search evaluates on '
+                             'the validation split, and takes statistics of the training split')
         if batches < 1:
             raise ValueError(f'batches {batches}: expected 1 or more')
         self.metric, self.seed = metric, seed
@@ -55,6 +60,7 @@ class Evaluation:
         self.batches = list(islice(runner.train_dataloader, batches))
         self.loop = runner.val_loop
         self.ranking: Optional[Ranking] = None
+        self._known = False  # whether the metric is one of the evaluator's
 
     def rank(self) -> Ranking:
         """Rank the supernet's channels by the training losses, see :func:`rank`."""
@@ -74,12 +80,10 @@ class Evaluation:
                 self.loop.evaluator.process(data_samples=model.val_step(batch),
                                             data_batch=batch)
             metrics = self.loop.evaluator.evaluate(len(self.loop.dataloader.dataset))
-        if not metrics:  # mmdet's evaluator says so where nothing is detected
+        if not metrics and self._known:  # so mmdet's evaluator where nothing is detected
+            print_log(f'{network.key()}: nothing was found', logger='current')
             return 0.
-        self.metric = self.metric or _main(metrics)
-        if self.metric not in metrics:
-            raise ValueError(f'metric {self.metric!r} is unknown: the evaluator measures '
-                             f'{", ".join(metrics)}')
+        self.metric, self._known = _full_name(metrics, self.metric), True
         accuracy = float(metrics[self.metric])
         print_log(f'{network.key()}: {self.metric} {accuracy:.4g}', logger='current')
         return accuracy
@@ -123,19 +127,23 @@ class Evaluation:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean
             norm.train()
-        for loss in self._losses():
-            loss()
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
+        try:
+            for loss in self._losses():
+                loss()
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
 
 
-def _main(metrics: Dict[str, float]) -> str:
-    for name in METRICS:
+def _full_name(metrics: Mapping[str, float], metric: Optional[str]) -> str:
+    """The evaluator's name of a metric, or of the first that counts."""
+    for name in [metric] if metric else METRICS:
         for key in metrics:
             if key.endswith(name):
                 return key
-    raise ValueError(f'none of the metrics {", ".join(metrics)} is known to count: choose one '
-                     'with --metric')
+    raise ValueError(f'metric {metric or "(none given)"}: the evaluator measures '
+                     f'{", ".join(metrics) or "nothing, as if the supernet found nothing"}; '
+                     'choose one with --metric')
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..files import replacing
 from ..models.arch import ARCHS, Arch, get_arch
 from ..swap import parts, swap_backbone
 
@@ -43,6 +44,7 @@ def network_config(cfg: Config, arch: Arch) -> Config:
     made.load_from, made.resume = None, False
     made.custom_hooks = [hook for hook in made.get('custom_hooks') or []
                          if not str(hook['type']).endswith('TemperatureHook')]
+    made.pop('find_unused_parameters', None)
     options = made.get('optim_wrapper', {}).get('paramwise_cfg') or {}
     options.get('custom_keys', {}).pop('importance', None)
     return made
@@ -92,6 +94,5 @@ def _cut(value: Tensor, shape: Sequence[int], cuts: Mapping[Tuple[int, int], Lis
 
 def save_weights(state: Mapping[str, Tensor], path, **meta):
     """Save a checkpoint that ``load_from`` takes."""
-    half = path.with_suffix('.tmp')
-    torch.save(dict(state_dict=dict(state), meta=meta), half)
-    half.replace(path)
+    with replacing(path) as half:
+        torch.save(dict(state_dict=dict(state), meta=meta), half)

@@ -1,6 +1,7 @@
 """A search in a trained supernet for a network of a latency, with all that it takes and leaves."""
 import hashlib
 import logging
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -14,12 +15,14 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from ..latency.table import LatencyTable, measured
+from ..files import replacing
+from ..latency.table import LatencyTable, measured, title
 from ..latency.timing import Spread
 from ..models.arch import ARCHS, Arch
 from ..plots import search_path
 from ..registry import MODELS
-from ..weights.fit import check_fit, read_model
+from ..weights.fit import load_fitting
+from ..weights.read import read_checkpoint
 from .evaluation import Evaluation
 from .result import arch_dict, network_config, network_state, save_weights
 from .slimming import Journal, Report, Step, check_target, slim
@@ -27,6 +30,7 @@ from .subnetwork import IDENTITY, STEP, Subnetwork
 
 CORRECTIONS = 3  # of the table, at most
 NEAR = .03  # to the target, what needs none
+MEASURED = 12  # networks of a path, at most
 
 
 class Share(float):
@@ -68,31 +72,30 @@ class Search:
         self.runner = Runner.from_cfg(cfg)
         self.evaluation = Evaluation(self.runner, metric, batches, seed)
         self.model = self.evaluation.model
-        check_fit(self.model, checkpoint)
-        state = read_model(checkpoint)
-        self.model.load_state_dict(state.get('state_dict', state), strict=False)
+        load_fitting(self.model, checkpoint)
         self.supernet = self.evaluation.supernet
         self.start = self.supernet.subnetwork()
         self.seed = seed
         if isinstance(target, Share):
             target *= self.table.predict(self.start.arch)
         self.target = float(target)
+        self.correction = 1.  # measured ms by those of the table
+        print_log(f'latencies: {title(self.table.header)}; target {self.target:.3g} ms',
+                  logger='current')
         check_target(self.start, self.ms, self.target)
         self.evaluation.ranking = self._ranking()
 
     def _ranking(self):
         """Which channels count most is found once, a run that goes on reads it."""
         path = self.work_dir / 'channels.pth'
-        if not self.journal.accuracies or not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            half = path.with_suffix('.tmp')
-            torch.save(self.evaluation.rank(), half)
-            half.replace(path)
-        return torch.load(path, weights_only=True)
+        if not self.journal.accuracies:
+            with replacing(path) as half:
+                torch.save(self.evaluation.rank(), half)
+        return read_checkpoint(path)
 
     def ms(self, network: Subnetwork) -> float:
         """Return a network's latency by the table, corrected by what has been measured."""
-        return self.journal.correction * self.table.predict(network.arch)
+        return self.correction * self.table.predict(network.arch)
 
     def accuracy(self, network: Subnetwork) -> float:
         """Return a network's accuracy, evaluated or from the journal."""
@@ -107,35 +110,59 @@ class Search:
         """Return the path down to the target, see :func:`slim`.
 
         The network found is measured. Where it is off the target, the table is corrected by
-        that, and the search goes on from what it knows, or back.
+        that and the path found anew, up to ``CORRECTIONS`` times; of these the path that ends
+        nearest to the target is returned.
 
         Args:
             rounds: Samples to measure with; 0 measures nothing.
         """
-        for _ in range(1 + CORRECTIONS):
+        passes = []
+        self.correction = 1.
+        while True:
             steps = slim(self.start, self.supernet.importances(), self.ms, self.target,
                          self._evaluate, self.journal, report)
-            network = steps[-1].network
-            known = self.journal.measured
-            if network.key() not in known and rounds:
-                known.update((name, time.median) for name, time in
-                             self.measure({network.key(): network.arch}, rounds).items())
-                self.journal.save()
-            ms = known.get(network.key())
-            if ms is None or abs(ms / self.target - 1) <= NEAR:
+            ms = self._measured(steps[-1].network, rounds)
+            off = abs(ms / self.target - 1) if ms else 0.
+            passes.append((off, self.correction, steps))
+            if off <= NEAR or len(passes) > CORRECTIONS:
                 break
             report(f'measured: {ms:.3g} ms')
-            self.journal.correction = ms / self.table.predict(network.arch)
-            self.journal.save()
-        return steps
-
-    def baselines(self, report: Report = print) -> List[Step]:
-        """Return the networks of :meth:`narrow`, and of :meth:`sample` with as many evaluations
-        as slimming took; to be called after that."""
+            self.correction = ms / self.table.predict(steps[-1].network.arch)
+            if self.correction in [correction for _, correction, _ in passes]:
+                break  # the same network again
+            try:
+                check_target(self.start, self.ms, self.target)
+            except ValueError as error:
+                report(f'as measured, {error}')
+                break
+        _, self.correction, steps = min(passes, key=lambda found: found[0])
+        self.journal.steps = steps
         if self.journal.evaluations is None:
             self.journal.evaluations = len(self.journal.accuracies)
+        self.journal.save()
+        return steps
+
+    def _measured(self, network: Subnetwork, rounds: int) -> Optional[float]:
+        """Measured ms, the journal's if they are there; None if nothing is measured."""
+        known = self.journal.measured
+        if network.key() not in known and rounds:
+            found = self.measure({network.key(): network.arch}, rounds)
+            known.update((name, time.median) for name, time in found.items())
             self.journal.save()
-        return [self.narrow(), self.sample(self.journal.evaluations, report=report)]
+        return known.get(network.key())
+
+    def baselines(self, report: Report = print) -> Dict[str, Step]:
+        """Return the networks of :meth:`narrow`, and of :meth:`sample` with as many evaluations
+        as slimming took, by name; to be called after that. One that fails is told and left out.
+        """
+        found = {}
+        for name, search in (('uniform', self.narrow), ('random', lambda: self.sample(
+                self.journal.evaluations, report=report))):
+            try:
+                found[name] = search()
+            except ValueError as error:
+                report(f'{name}: {error}')
+        return found
 
     def narrow(self) -> Step:
         """Return the supernet's best network with all stages narrowed alike, to the target.
@@ -147,7 +174,7 @@ class Search:
         for share in np.linspace(0, 1, 101):
             around = []
             for width in self.start.widths:
-                low = max(STEP, int(share * width) // STEP * STEP)
+                low = min(width, max(STEP, int(share * width) // STEP * STEP))
                 around.append({low, min(low + STEP, width)})
             for widths in product(*around):
                 network = Subnetwork(self.start.choices, widths)
@@ -197,7 +224,7 @@ class Search:
                 kinds[j] = 'MB4D' if at < change else 'MB3D'
                 at += 1
             choices.append(kinds)
-        return Subnetwork(choices, [draw.randrange(STEP, width + 1, STEP)
+        return Subnetwork(choices, [draw.choice([*range(STEP, width, STEP), width])
                                     for width in self.start.widths])
 
     def measure(self, networks: Mapping[str, Arch], rounds: int) -> Dict[str, Spread]:
@@ -209,52 +236,50 @@ class Search:
             print_log(f'nothing is measured: {error}', logger='current', level=logging.WARNING)
             return {}
 
-    def finish(self, steps: Sequence[Step], beside: Mapping[str, Optional[float]], rounds: int,
-               others: Sequence[Step] = ()) -> Path:
-        """Measure the path, and write what a user goes on with.
+    def finish(self, steps: Sequence[Step], others: Mapping[str, Step] = {},
+               beside: Mapping[str, Optional[float]] = {}, rounds: int = 0) -> Path:
+        """Write what a user goes on with, and measure and plot it.
 
         Args:
             steps: The path.
-            beside: Named archs to show beside it, with their accuracy where it is known.
-            rounds: Samples of each network; 0 measures none.
             others: Of :meth:`baselines`.
+            beside: Named archs to show beside it, with their accuracy where it is known.
+            rounds: Samples of each network; 0 measures none. Of a long path ``MEASURED`` networks
+                are measured.
 
         Returns:
             The config that trains the last network of the path.
         """
-        networks = {step.network.key(): step.network.arch for step in [*steps, *others]}
-        networks.update((name, ARCHS[name]) for name in beside)
-        found = self.measure(networks, rounds) if rounds else {}
-        last = steps[-1]
-        named = dict(zip(('slimmed', 'uniform', 'random'), [last, *others]))
+        named = dict(slimmed=steps[-1], **others)
         configs = {name: self.write(step, name) for name, step in named.items()}
+        self.journal.save(arch=arch_dict(steps[-1].network.arch))
+        shown = sorted({round(i) for i in np.linspace(0, len(steps) - 1, MEASURED)})
+        networks = {step.network.key(): step.network.arch
+                    for step in [*(steps[i] for i in shown), *others.values()]}
+        networks.update((name, ARCHS[name]) for name in beside)
+        times = {name: time.median for name, time in
+                 (self.measure(networks, rounds) if rounds else {}).items()}
         metric = self.journal.metric or 'accuracy'
-        self.journal.save(arch=arch_dict(last.network.arch), path={
-            name: time._asdict() for name, time in found.items()})
-        search_path(
-            [(step.ms, step.accuracy) for step in steps],
-            [(found[step.network.key()].median, step.accuracy) for step in steps if found],
-            {**{name: (found[name].median, accuracy) for name, accuracy in beside.items()
-                if found},
-             **{step.action: (found[step.network.key()].median if found else step.ms,
-                              step.accuracy) for step in others}},
-            self.target, metric, self._title(), self.work_dir / 'path.png')
+        plotted = {name: (times[name], accuracy) for name, accuracy in beside.items() if times}
+        plotted.update((step.action, (times.get(step.network.key(), step.ms), step.accuracy))
+                       for step in others.values())
+        search_path([(step.ms, step.accuracy) for step in steps],
+                    [(times[step.network.key()], step.accuracy) for step in steps
+                     if step.network.key() in times],
+                    plotted, self.target, metric, title(self.table.header),
+                    self.work_dir / 'path.png')
         told = [f'target {self.target:.3g} ms']
         for name, step in named.items():
             text = (f'{name}: {metric} {step.accuracy:.4g} without training, '
                     f'{step.ms:.3g} ms by the table')
-            if found:
-                ms = found[step.network.key()].median
+            if times:
+                ms = times[step.network.key()]
                 text += f', {ms:.3g} ms measured ({ms / self.target - 1:+.1%} of the target)'
             told.append(f'{text}\n  {arch_dict(step.network.arch)}\n'
                         f'  train it: python tools/train.py {configs[name]}')
         print_log('\n'.join(told), logger='current')
+        self.journal.save(arch=arch_dict(steps[-1].network.arch), times_ms=times)
         return configs['slimmed']
-
-    def _title(self) -> str:
-        head = self.table.header
-        return (f'{head["runtime"]}, {head["shape"][0]} x {head["shape"][1]} px, '
-                f'{head["device"]}, threads: {head["threads"]}')
 
     def write(self, step: Step, name: str) -> Path:
         """Write ``NAME.py``, a config that trains a network, and ``NAME.pth``, its first weights.
@@ -265,7 +290,7 @@ class Search:
         network = step.network
         cfg = network_config(self.cfg, network.arch)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        fresh = revert_sync_batchnorm(MODELS.build(cfg.model))
+        fresh = revert_sync_batchnorm(MODELS.build(deepcopy(cfg.model)))
         with self.evaluation.placed(network) as model:
             state = network_state(model, fresh.state_dict())
         weights, config = (self.work_dir / f'{name}{suffix}' for suffix in ('.pth', '.py'))
@@ -273,7 +298,8 @@ class Search:
                      predicted_ms=step.ms, accuracy=step.accuracy)
         cfg.load_from = str(weights)
         cfg.pop('work_dir', None)
-        cfg.dump(str(config))
+        with replacing(config) as half:
+            cfg.dump(str(half))
         return config
 
 

@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from ..files import replacing
 from .subnetwork import Importances, Subnetwork, smallest
 
 Report = Callable[[str], None]
@@ -39,10 +40,9 @@ class Journal:
     Attributes:
         accuracies: By :meth:`Subnetwork.key`.
         measured: ms by key, of networks that were measured on the way.
-        correction: Measured ms by those of the table.
         evaluations: How many slimming took, once it is done.
         metric: What the accuracies are.
-        steps: The path so far.
+        steps: The path so far, for people; it is not read back.
 
     Raises:
         ValueError: The file is of other settings, or broken.
@@ -52,25 +52,22 @@ class Journal:
         self.path, self.settings = Path(path), json.loads(json.dumps(settings))
         self.accuracies: Dict[str, float] = {}
         self.measured: Dict[str, float] = {}
-        self.correction = 1.
         self.evaluations: Optional[int] = None
         self.metric: Optional[str] = None
         self.steps: List[Step] = []
         if self.path.exists():
             found = self._read()
             self.accuracies, self.measured = found['accuracies'], found['measured_ms']
-            self.correction = found['correction']
             self.evaluations, self.metric = found['evaluations'], found['metric']
 
     def _read(self) -> dict:
         try:
             found = json.loads(self.path.read_text())
-            settings = found['settings']
-            missing = {'accuracies', 'metric', 'measured_ms', 'correction', 'evaluations'
-                       } - {*found}
-            if missing:
-                raise KeyError(*missing)
-        except (ValueError, KeyError, TypeError) as error:
+            settings = dict(found['settings'])
+            for key in ('accuracies', 'measured_ms'):
+                found[key] = {name: float(value) for name, value in found[key].items()}
+            found['metric'], found['evaluations']
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{self.path} is no journal of a search ({error!r}): remove it, or '
                              'choose another --work-dir') from error
         other = [f'{key} {settings.get(key)!r} there, {self.settings.get(key)!r} now'
@@ -91,14 +88,13 @@ class Journal:
 
     def save(self, **more: Any):
         """Write the file, whole or not at all, with ``more`` in it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        half = self.path.with_suffix('.tmp')
-        half.write_text(json.dumps(dict(
+        text = json.dumps(dict(
             settings=self.settings, metric=self.metric, accuracies=self.accuracies,
-            measured_ms=self.measured, correction=self.correction, evaluations=self.evaluations,
+            measured_ms=self.measured, evaluations=self.evaluations,
             steps=[dict(action=step.action, network=step.network.key(), ms=step.ms,
-                        accuracy=step.accuracy) for step in self.steps], **more), indent=1))
-        half.replace(self.path)
+                        accuracy=step.accuracy) for step in self.steps], **more), indent=1)
+        with replacing(self.path) as half:
+            half.write_text(text)
 
 
 def check_target(start: Subnetwork, ms: Callable[[Subnetwork], float], target: float):

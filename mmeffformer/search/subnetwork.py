@@ -1,6 +1,6 @@
 """One network of a supernet: which block each path is, and how wide each stage.
 
-Also the paper's three actions that make it faster, and its weights cut out of the supernet's.
+Also the paper's three actions that make it faster.
 """
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
+from mmengine.dist import broadcast
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -51,12 +52,12 @@ class MetaPath(nn.Module):
         """What ``importance`` lists, in its order."""
         return (*self.branches, IDENTITY)
 
-    def forward(self, x: Tensor, weights: Tensor, used: Sequence) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, used: Sequence[bool]) -> Tensor:
         """Return the mixture, (B, C, H, W) as x.
 
         Args:
             weights: One for each of ``kinds``.
-            used: False for those that are zero.
+            used: Whether each of them is more than 0.
         """
         mixed = weights[-1] * x
         for kind, weight, is_used in zip(self.branches, weights, used):
@@ -89,19 +90,25 @@ class SuperStage(Stage):
         if self.choices is not None:
             return super().through(x, [path.branches[kind] for path, kind
                                        in zip(blocks, self.choices) if kind != IDENTITY])
-        weights = [self._weights(path) for path in blocks]
-        used = _values(torch.stack(weights))  # from a GPU, all at once
+        scores = torch.stack([path.importance for path in blocks])
+        if self.training:
+            scores = scores + self._noise(scores)
+        weights = (scores / self.temperature).softmax(1)
+        if self.training:
+            weights = weights * (weights.detach() > NEGLIGIBLE)
+            weights = weights / weights.sum(1, keepdim=True)
+        used = [[value > 0 for value in path] for path in _values(weights)]  # of a GPU, at once
         for path, weight, is_used in zip(blocks, weights, used):
             x = self._run(path, x, weight, is_used)
         return x
 
-    def _weights(self, path: MetaPath) -> Tensor:
-        scores = path.importance
-        if self.training:
-            scores = scores + torch.rand_like(scores)
-        weights = (scores / self.temperature).softmax(0)
-        weights = weights * (weights.detach() > NEGLIGIBLE)
-        return weights / weights.sum()
+    @staticmethod
+    def _noise(scores: Tensor) -> Tensor:
+        """U(0, 1), the same in all processes of a job, so that all compute the same branches:
+        norms of one that wait for the others' would wait for ever."""
+        noise = torch.rand_like(scores)
+        broadcast(noise)
+        return noise
 
 
 @MODELS.register_module()
@@ -166,15 +173,17 @@ class SuperEfficientFormer(EfficientFormer):
 
     @contextmanager
     def mixing(self) -> Iterator[None]:
-        """Within, mix in eval mode too, without noise and at temperature 1."""
-        temperature = self.stages[0].temperature
+        """Within, mix in eval mode too: all branches, without noise and at temperature 1."""
+        before = [(stage.temperature, stage.choices) for stage in self.stages]
         self.set_temperature(1)
+        self.choose(None)
         self._mixes = True
         try:
             yield
         finally:
             self._mixes = False
-            self.set_temperature(temperature)
+            for stage, (temperature, choices) in zip(self.stages, before):
+                stage.temperature, stage.choices = temperature, choices
 
     def subnetwork(self, choices: Optional[Sequence[Sequence[str]]] = None,
                    widths: Optional[Sequence[int]] = None) -> Subnetwork:
@@ -190,8 +199,12 @@ class SuperEfficientFormer(EfficientFormer):
 
     def importances(self) -> List[List[Dict[str, float]]]:
         """Return the softmax of each path's importances by kind, by stage and path."""
-        return [[dict(zip(path.kinds, _values(path.importance.softmax(0))))
-                 for path in stage.blocks] for stage in self.stages]
+        found = []
+        for stage in self.stages:
+            shares = _values(torch.stack([path.importance for path in stage.blocks]).softmax(1))
+            found.append([dict(zip(path.kinds, values))
+                          for path, values in zip(stage.blocks, shares)])
+        return found
 
     def best(self) -> Tuple[Tuple[str, ...], ...]:
         """Return the choices without I that are worth most, with one change from 4D to 3D.
@@ -218,15 +231,9 @@ class SuperEfficientFormer(EfficientFormer):
         finally:
             self.choose(None)
 
-    def init_weights(self):
-        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
-        if self.is_init or not pretrained:
-            return super().init_weights()
-        init_cfg, self.init_cfg = self.init_cfg, None
-        super().init_weights()
-        self.init_cfg = init_cfg
-        plain = EfficientFormer(self.arch, **{**self.options, 'init_cfg': init_cfg})
-        plain.init_weights()
+    def _load_pretrained(self, checkpoint: str, prefix: Optional[str]):
+        plain = EfficientFormer(self.arch, **{**self.options, 'init_cfg': None})
+        plain._load_pretrained(checkpoint, prefix)
         state = self.state_dict()
         for key, value in plain.state_dict().items():
             parts = key.split('.')

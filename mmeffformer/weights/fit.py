@@ -34,6 +34,19 @@ def check_fit(model: nn.Module, path: str) -> None:
             in another ``bias_mode``, or the file cannot be read safely (see
             :func:`read_model`).
     """
+    _read_fitting(model, path)
+
+
+def load_fitting(model: nn.Module, path: str) -> None:
+    """Load a checkpoint that :func:`check_fit` does not refuse.
+
+    Raises:
+        ValueError: As there.
+    """
+    model.load_state_dict(_read_fitting(model, path), strict=False)  # keys checked already
+
+
+def _read_fitting(model: nn.Module, path: str) -> Mapping:
     if is_model_wrapper(model):  # where there are several processes
         model = model.module
     checkpoint = read_model(path)
@@ -45,11 +58,12 @@ def check_fit(model: nn.Module, path: str) -> None:
         raise ValueError(f'checkpoint {path} was trained with bias_mode={trained!r}, the config '
                          f'has {modes.pop()!r}, which would give other results. Add --cfg-options '
                          f'model.backbone.bias_mode={trained}')
+    return {key.removeprefix('module.'): value for key, value in state.items()}
 
 
 def check_state(state: Mapping, model_state: Mapping, path: str) -> None:
     """Raise a ValueError unless ``state``, of the file ``path``, has all of ``model_state``."""
-    state = {key[7:] if key.startswith('module.') else key: value for key, value in state.items()}
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
     wanted = {key: value for key, value in model_state.items()
               if not key.endswith('.num_batches_tracked')}
     missing = [key for key in wanted if key not in state]

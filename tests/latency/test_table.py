@@ -168,7 +168,7 @@ def test_stopped_it_goes_on_with_what_is_missing(machine, tmp_path):
     there = LatencyTable.load(path)
     # Groups are of one kind and stage; the one that was stopped is lost.
     assert [*there.entries] == machine.opened[:8] and len(machine.opened) == 9
-    path.with_name('table.json.tmp').write_text('{"header')  # killed while it was written
+    path.with_name('.half-table.json').write_text('{"header')  # killed while it was written
 
     machine.opened.clear()
     machine.stop_at = None
@@ -177,7 +177,7 @@ def test_stopped_it_goes_on_with_what_is_missing(machine, tmp_path):
     everything = [str(part) for part in parts_of(table.header)]
     assert machine.opened == everything[8:-1]  # all but the overhead
     assert table.header['reference_ms'] == there.header['reference_ms']
-    assert not [*path.parent.glob('*.tmp')]
+    assert [*path.parent.iterdir()] == [path]
 
     machine.opened.clear()
     entries = dict(table.entries)

@@ -3,13 +3,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import made_up_table
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmeffformer import EfficientFormer
 from mmeffformer.datasets import write_coco
-from mmeffformer.latency.table import LatencyTable, new_header, parts_of
 from mmeffformer.registry import MODELS
 from mmeffformer.search.search import Search, Share
 
@@ -22,12 +22,8 @@ SUPERNET = dict(
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
     """Made up: every part takes as many ms as it has channels, by 100."""
-    header = new_header(shape=(64, 64), max_widths=WIDTHS)
-    path = tmp_path_factory.mktemp('table') / 'table.json'
-    LatencyTable(header, {str(part): dict(
-        kind=part.kind, stage=part.stage + 1, widths=list(part.widths),
-        ms=sum(part.widths) / 100) for part in parts_of(header)}).save(path)
-    return str(path)
+    return str(made_up_table(tmp_path_factory.mktemp('table') / 'table.json', (64, 64), WIDTHS,
+                             lambda part: sum(part.widths) / 100))
 
 
 def classifier(repo_root, folder) -> Config:

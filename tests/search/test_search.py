@@ -1,14 +1,14 @@
 """A whole search in a segmentor: what it evaluates, writes down, and leaves."""
 import json
+import shutil
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, made_up_table
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmeffformer.datasets import write_ade20k
-from mmeffformer.latency.table import LatencyTable, new_header, parts_of
 from mmeffformer.latency.timing import Spread
 from mmeffformer.search.search import Search, Share
 from mmeffformer.search.subnetwork import Subnetwork, smallest
@@ -27,10 +27,7 @@ def made(tmp_path_factory):
     """(a function that returns the config for a work dir, checkpoint, table)."""
     folder = tmp_path_factory.mktemp('search')
     write_ade20k(folder / 'data', train=8, val=4, size=(64, 96), progress=False)
-    header = new_header(shape=(64, 96), max_widths=WIDTHS)
-    LatencyTable(header, {str(part): dict(
-        kind=part.kind, stage=part.stage + 1, widths=list(part.widths), ms=ms_of(part))
-        for part in parts_of(header)}).save(folder / 'table.json')
+    made_up_table(folder / 'table.json', (64, 96), WIDTHS, ms_of)
 
     def config(work_dir):
         cfg = Config.fromfile('tests/data/semfpn_super_tiny.py')
@@ -54,7 +51,7 @@ def slimmed(made, tmp_path_factory):
     """(a finished search, its path, the config written)."""
     search = search_in(made, tmp_path_factory.mktemp('slimmed'))
     steps = search.slim(report=lambda _: None)
-    return search, steps, search.finish(steps, {'l1': None}, rounds=0)
+    return search, steps, search.finish(steps, {}, {'l1': None})
 
 
 def test_path_goes_down_to_the_target(slimmed):
@@ -103,14 +100,53 @@ def test_what_is_written_is_what_was_evaluated(slimmed, tmp_path):
 
 def test_the_table_is_corrected_by_what_is_measured(made, tmp_path):
     search = search_in(made, tmp_path, 12.)
-    search.measure = lambda networks, rounds: {
-        name: Spread(1.2 * search.table.predict(arch), 0., 0.) for name, arch in networks.items()}
+    search.measure = takes(search, 1.2)
     steps = search.slim(rounds=3, report=lambda _: None)
-    assert search.journal.correction == pytest.approx(1.2)
+    assert search.correction == pytest.approx(1.2)
     last = steps[-1]
     assert last.ms == pytest.approx(1.2 * search.table.predict(last.network.arch))
     assert last.ms <= 12
     # Started again, it measures nothing and ends at the same.
+    again = search_in(made, tmp_path, 12.)
+    again.measure = None
+    assert again.slim(rounds=3, report=lambda _: None) == steps
+    assert again.correction == search.correction
+
+
+def takes(search, factor):
+    """Measure every network to take ``factor`` times what the table says."""
+    return lambda networks, rounds: {
+        name: Spread(factor * search.table.predict(arch), 0., 0.)
+        for name, arch in networks.items()}
+
+
+def test_a_target_that_measurements_put_out_of_reach(made, slimmed, tmp_path):
+    """What was found stays, when the supernet is measured to be faster than the target."""
+    target = .9 * slimmed[0].ms(slimmed[0].start)
+    search, told = search_in(made, tmp_path, target), []
+    search.measure = takes(search, .8)
+    steps = search.slim(rounds=3, report=told.append)
+    assert search.correction == 1 and steps[-1].ms <= target
+    assert 'cannot be reached' in told[-1]
+    again = search_in(made, tmp_path, target)
+    again.measure = None
+    assert again.slim(rounds=3, report=lambda _: None) == steps
+
+
+def test_of_several_passes_the_nearest_counts(made, tmp_path):
+    search, factors = search_in(made, tmp_path, 12.), iter([1.3, .7, 1.1, 1.4, 1.5])
+    measured = {}
+
+    def measure(networks, rounds):
+        (name, arch), = networks.items()
+        measured[name] = next(factors) * search.table.predict(arch)
+        return {name: Spread(measured[name], 0., 0.)}
+
+    search.measure = measure
+    steps = search.slim(rounds=3, report=lambda _: None)
+    assert 2 <= len(measured) <= 4
+    nearest = min(measured, key=lambda name: abs(measured[name] / 12 - 1))
+    assert steps[-1].network.key() == nearest
     again = search_in(made, tmp_path, 12.)
     again.measure = None
     assert again.slim(rounds=3, report=lambda _: None) == steps
@@ -165,6 +201,16 @@ def test_another_search_in_the_same_folder_is_refused(made, slimmed):
         search_in(made, slimmed[0].work_dir, 8)
 
 
+def test_damaged_ranking_is_told(made, slimmed, tmp_path):
+    shutil.copytree(slimmed[0].work_dir, tmp_path / 'copy')
+    (tmp_path / 'copy/channels.pth').write_bytes(b'PK\x03\x04')
+    with pytest.raises(ValueError, match='channels.pth is a broken or truncated torch file'):
+        search_in(made, tmp_path / 'copy')
+    (tmp_path / 'copy/channels.pth').unlink()
+    with pytest.raises(FileNotFoundError, match='channels.pth'):
+        search_in(made, tmp_path / 'copy')
+
+
 def test_targets_out_of_reach_are_told_at_once(made, slimmed, tmp_path):
     search, _, _ = slimmed
     low, high = search.ms(smallest(search.start)), search.ms(search.start)
@@ -186,16 +232,23 @@ def test_wrong_models_are_refused(made, tmp_path):
     with pytest.raises(ValueError, match='not of this config'):
         Search(cfg, checkpoint, table, 9.)
     cfg = config(tmp_path)
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+    with pytest.raises(ValueError, match='no val_dataloader and no val_evaluator'):
+        Search(cfg, checkpoint, table, 9.)
+    cfg = config(tmp_path)
     cfg.model.backbone.type = 'mmeffformer.EfficientFormer'
     with pytest.raises(ValueError, match='SuperEfficientFormer'):
         Search(cfg, checkpoint, table, 9.)
-    with pytest.raises(ValueError, match="metric 'mAP' is unknown.*mIoU"):
+    with pytest.raises(ValueError, match="metric mAP: .*measures aAcc, mIoU, mAcc"):
         search_in(made, tmp_path / 'metric', metric='mAP').slim()
 
 
 def test_baselines(made, slimmed, tmp_path):
     with pytest.raises(ValueError, match='no 9 ms'):
         slimmed[0].narrow()
+    told = []
+    assert 'uniform' not in slimmed[0].baselines(told.append)
+    assert 'uniform: uniform narrowing reaches no 9 ms' in told[0]
     search = search_in(made, tmp_path, 15.)
     narrow = search.narrow()
     # Of (16, 32, 48, 48) each at 2 / 3, rounded up or down, as wide as 15 ms allow.

@@ -100,14 +100,22 @@ def test_a_path_mixes_as_in_the_equation(supernet):
     assert_close([path(x, torch.tensor([0., 0., 1.]), [0, 0, 1])], [x])
 
 
+def seen_weights(supernet, times):
+    """The weights (times, 3) that the first path of the last stage is mixed with in training."""
+    seen, x = [], torch.zeros(1, 32, 1, 1)
+    stage = supernet.stages[3].train()
+    for path in stage.blocks:
+        path.forward = lambda x, weights, used: (seen.append(weights.detach()), x)[1]
+    for _ in range(times):
+        stage.through(x, stage.blocks)
+    return torch.stack(seen[::2])
+
+
 def test_noise_is_uniform_and_drawn_for_every_path(supernet):
-    stage = supernet.stages[2].train()
-    scores = []
-    for _ in range(2000):
-        weights = stage._weights(stage.blocks[0])
-        scores.append(weights.log() - weights.log()[-1])
-    differences = torch.stack(scores)[:, :2] - (
-        stage.blocks[0].importance[:2] - stage.blocks[0].importance[2])
+    weights = seen_weights(supernet, 1000)
+    scores = weights.log() - weights.log()[:, -1:]
+    path = supernet.stages[3].blocks[0]
+    differences = scores[:, :2] - (path.importance[:2] - path.importance[2])
     # The difference of two U(0, 1) is triangular on [-1, 1], of variance 1 / 6.
     assert differences.abs().max() < 1
     assert differences.abs().max() > .9
@@ -116,12 +124,14 @@ def test_noise_is_uniform_and_drawn_for_every_path(supernet):
 
 
 def test_temperature_sharpens(supernet):
-    supernet.train().set_temperature(.01)
-    stage = supernet.stages[3]
-    weights = torch.stack([stage._weights(stage.blocks[0]) for _ in range(200)])
+    supernet.set_temperature(.01)
+    weights = seen_weights(supernet, 200)
     assert weights.max(1).values.mean() > .95
     assert torch.all((weights == 0) | (weights > NEGLIGIBLE))
     assert_close([weights.sum(1)], [torch.ones(200)])
+
+
+def test_temperature_is_checked(supernet):
     with pytest.raises(ValueError, match='temperature 0'):
         supernet.set_temperature(0)
 
@@ -222,13 +232,35 @@ def test_hook_lowers_the_temperature_geometrically(supernet):
         HOOKS.build(dict(type='mmeffformer.TemperatureHook', start=.1, end=1))
 
 
-@pytest.mark.parametrize('name', ['maskrcnn_super_l3', 'semfpn_super_l3', 'semfpn_super_shapes'])
+def test_mixing_in_eval_computes_all(supernet):
+    paths(supernet)[0].importance.data[0] = -9.  # next to nothing, but there
+    called = []
+    for path in paths(supernet):
+        for block in path.branches.values():
+            block.register_forward_hook(lambda *_: called.append(1))
+    supernet.set_temperature(.1)
+    supernet.choose(None)
+    with supernet.mixing(), torch.no_grad():
+        once, again = (supernet(image(64, 64)) for _ in range(2))
+    assert len(called) == 2 * (3 + 2 * 4)
+    assert_close(once, again, 0)
+    assert supernet.stages[0].temperature == .1
+    chosen = supernet.best()
+    supernet.choose(chosen)
+    with supernet.mixing():
+        assert supernet.stages[0].choices is None
+    assert supernet.stages[0].choices == chosen[0]
+
+
+@pytest.mark.parametrize('name', ['maskrcnn_super_l3', 'semfpn_super_l3', 'semfpn_super_shapes',
+                                  'imagenet_super_l3'])
 def test_configs_build_a_supernet(repo_root, name):
     cfg = Config.fromfile(repo_root / f'configs/search/{name}.py')
     cfg.model.backbone.init_cfg = None
     with torch.device('meta'):
         backbone = MODELS.build(cfg.model.backbone)
     assert isinstance(backbone, SuperEfficientFormer)
-    assert list(backbone.out_channels) == cfg.model.neck.in_channels
+    assert list(backbone.out_channels) == cfg.model.neck.get(
+        'in_channels', [cfg.model.get('head', {}).get('in_channels')])
     assert cfg.find_unused_parameters
     assert cfg.custom_hooks[0].type == 'mmeffformer.TemperatureHook'

@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from helpers import made_up_table
 from helpers import run_tool as run
 from mmengine.config import Config
 
 from mmeffformer.datasets import write_ade20k
-from mmeffformer.latency.table import LatencyTable, new_header, parts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'tests/data/semfpn_super_tiny.py'
@@ -25,13 +25,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp('slim')
     write_ade20k(folder / 'data', train=8, val=4, size=(64, 96), progress=False)
     run('tools/train.py', CONFIG, '--data-root', folder / 'data', '--work-dir', folder / 'train')
-    # Made up, but for what a table says of itself: one ms for 16 channels.
-    header = new_header(shape=(64, 96), max_widths=(16, 32, 48, 48), threads=1)
-    table = LatencyTable(dict(header, reference_ms=1.), {str(part): dict(
-        kind=part.kind, stage=part.stage + 1, widths=list(part.widths),
-        ms=sum(part.widths) / 16) for part in parts_of(header)})
-    table.save(folder / 'table.json')
-    return folder / 'data', folder / 'train/iter_2.pth', folder / 'table.json'
+    table = made_up_table(folder / 'table.json', (64, 96), (16, 32, 48, 48),
+                          lambda part: sum(part.widths) / 16)
+    return folder / 'data', folder / 'train/iter_2.pth', table
 
 
 def command(made, work_dir, *more):
@@ -99,4 +95,6 @@ def test_what_is_wrong_is_told(made, tmp_path):
     assert 'expected a torch checkpoint' in told and 'Traceback' not in told
     told = run(*command(made, tmp_path, '--target', 'fast'), expect=2)
     assert "'fast'" in told
+    told = run(*command(made, tmp_path, '--target', '50%', '--beside', 'l9=3'), expect=1)
+    assert "--beside 'l9=3': expected one of l1, l3, l7" in told
     assert not (tmp_path / 'journal.json').exists()

@@ -1,0 +1,20 @@
+"""Files written whole or not at all."""
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Union
+
+
+@contextmanager
+def replacing(path: Union[str, Path]) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to; what is there at the end takes the place of it.
+
+    Its folder is made. If the work fails, what was at ``path`` stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f'.half-{path.name}')
+    try:
+        yield half
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
