@@ -56,7 +56,8 @@ demo-search: env
 	    --out work_dirs/$@/table.json
 	$(PYTHON) tools/slim.py $(SUPERNET) $$(cat work_dirs/$@/supernet/last_checkpoint) \
 	    --table work_dirs/$@/table.json --target 50% --work-dir work_dirs/$@/slim
-	$(PYTHON) tools/train.py work_dirs/$@/slim/slimmed.py --work-dir work_dirs/$@/slimmed
+	$(PYTHON) tools/train.py work_dirs/$@/slim/slimmed.py --work-dir work_dirs/$@/slimmed \
+	    --cfg-options optim_wrapper.optimizer.lr=5e-4
 	$(PYTHON) tools/test.py work_dirs/$@/slim/slimmed.py \
 	    $$(cat work_dirs/$@/slimmed/last_checkpoint) --work-dir work_dirs/$@/test \
 	    --at-least mIoU=70
