@@ -41,7 +41,7 @@ AXES = {
 Ranking = Dict[str, Tensor]  # by place, its channels, the most important first
 
 
-def places(supernet: SuperEfficientFormer) -> Dict[str, nn.Module]:
+def places(supernet: SuperEfficientFormer) -> Dict[str, List[nn.Module]]:
     """Return the modules whose outputs' channels may be cut, by place, one of several a place.
 
     Places are 'stem' (between its convolutions), 'stage.I' (all blocks of it add to the same

@@ -10,3 +10,4 @@ model = dict(
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(importance=dict(lr_mult=5., decay_mult=0.))))
 custom_hooks = [dict(type='mmeffformer.TemperatureHook', start=1., end=0.1)]
+find_unused_parameters = True
