@@ -83,20 +83,22 @@ BACKBONES = {
 FOLDERS = {'det': 'detection/maskrcnn', 'seg': 'segmentation/semfpn'}
 NAMES = {f'{FOLDERS[row[:3]]}_{row[4:]}.py': row for row in RECIPES}
 DEMOS = ['demo/maskrcnn_effformer_l1_shapes.py', 'demo/semfpn_effformer_l1_shapes.py']
+SUPERNETS = ['search/maskrcnn_super_l3.py', 'search/semfpn_super_l3.py',
+             'search/imagenet_super_l3.py', 'search/semfpn_super_shapes.py']  # tests/search
 
 
 def test_every_config_is_known_to_the_tests():
     found = [str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
              if '_base_' not in path.parts]
-    assert len(found) == 28
-    assert sorted(found) == sorted([*NAMES, *DEMOS])
+    assert len(found) == 32
+    assert sorted(found) == sorted([*NAMES, *DEMOS, *SUPERNETS])
 
 
-@pytest.mark.parametrize('name', [*NAMES, *DEMOS])
+@pytest.mark.parametrize('name', [*NAMES, *DEMOS, *SUPERNETS])
 def test_header_says_how_to_start(name):
     cfg, text = Config.fromfile(CONFIGS / name), (CONFIGS / name).read_text()
     assert f' python tools/train.py configs/{name}\n' in text
-    gpus = 1 if name in DEMOS else int(
+    gpus = 1 if name.endswith('_shapes.py') else int(
         re.search(rf'^# tools/dist_train.sh configs/{name} (\d)$', text, re.M)[1])
     # --auto-scale-lr compares with this.
     assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
