@@ -60,7 +60,7 @@ demo-search: env
 	    --cfg-options optim_wrapper.optimizer.lr=5e-4
 	$(PYTHON) tools/test.py work_dirs/$@/slim/slimmed.py \
 	    $$(cat work_dirs/$@/slimmed/last_checkpoint) --work-dir work_dirs/$@/test \
-	    --at-least mIoU=70
+	    --at-least mIoU=75
 	set +x
 	echo "Look at work_dirs/$@/slim/path.png and work_dirs/$@/slim/slimmed.py"
 

@@ -280,7 +280,7 @@ def search_path(path: Sequence[Tuple[float, float]], measured: Sequence[Tuple[fl
         ax.plot(*zip(*measured), color='tab:orange', marker='x', linestyle='',
                 label='path, measured')
     ax.axvline(target, color='tab:green', linestyle='--', linewidth=1,
-               label=f'target, {target:g} ms')
+               label=f'target, {target:.3g} ms')
     for name, (ms, accuracy) in beside.items():
         if accuracy is None:
             ax.axvline(ms, color='grey', linestyle=':', linewidth=1)
