@@ -53,8 +53,8 @@ class Search:
     Raises:
         FileNotFoundError: There is no such checkpoint or table.
         ValueError: The config is of no supernet, the checkpoint not of this config, the table
-            lacks widths of it, the target cannot be reached, or the work dir holds another
-            search.
+            lacks widths of it, the target cannot be reached, the metric is unknown, or the work
+            dir holds another search.
     """
 
     def __init__(self, cfg: Config, checkpoint: str, table: str, target: float,
@@ -84,6 +84,7 @@ class Search:
                   logger='current')
         check_target(self.start, self.ms, self.target)
         self.evaluation.ranking = self._ranking()
+        self.accuracy(self.start)  # tells whether the metric is one
 
     def _ranking(self):
         """Which channels count most is found once, a run that goes on reads it."""
