@@ -11,7 +11,7 @@ slimmed.pth (the weights to start from), and path.png. A search that was killed 
 was when it is started again. --baselines adds uniform.py and random.py, with their weights, to be
 compared with.
 """
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import Optional, Tuple, Union
 
 from mmengine.logging import print_log
@@ -44,6 +44,13 @@ def main():
     if args.launcher != 'none':
         parser.error('a search runs in one process: leave --launcher out')
 
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        raise SystemExit('slim.py: stopped; the same command goes on') from None
+
+
+def run(args: Namespace):
     with explained():
         if args.rounds < 0:
             raise ValueError(f'--rounds {args.rounds}: expected 0 or more')
@@ -55,12 +62,9 @@ def main():
         check_dataset(cfg, splits=('train', 'val'))
         search = Search(cfg, args.checkpoint, args.table, args.target, args.metric, args.batches,
                         args.seed)
-    try:
-        steps = search.slim(args.rounds, report)
-        others = search.baselines(report) if args.baselines else {}
-        search.finish(steps, others, beside, args.rounds)
-    except KeyboardInterrupt:
-        raise SystemExit('slim.py: stopped; the same command goes on') from None
+    steps = search.slim(args.rounds, report)
+    others = search.baselines(report) if args.baselines else {}
+    search.finish(steps, others, beside, args.rounds)
 
 
 def network(word: str) -> Tuple[str, Optional[float]]:

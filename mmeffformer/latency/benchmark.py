@@ -146,19 +146,26 @@ def save(results: Dict[str, Any], out: Path) -> Path:
     return path
 
 
-def load(out: Path) -> Dict[str, Any]:
+def load(out: Path, tool: str = 'tools/benchmark.py', *more: str) -> Dict[str, Any]:
     """Return what :func:`save` wrote.
+
+    Args:
+        tool: Whose results they have to be.
+        more: Keys that these have besides ``header`` and ``candidates``.
 
     Raises:
         FileNotFoundError: There is nothing.
-        ValueError: It is something else.
+        ValueError: It is something else, or damaged.
     """
     path = Path(out) / 'results.json'
     if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist: expected what tools/benchmark.py wrote')
-    results = json.loads(path.read_text())
-    if not isinstance(results, dict) or not {'header', 'candidates'} <= {*results}:
-        raise ValueError(f'{path} was not written by tools/benchmark.py')
+        raise FileNotFoundError(f'{path} does not exist: expected what {tool} wrote')
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
+    if not isinstance(results, dict) or not {'header', 'candidates', *more} <= {*results}:
+        raise ValueError(f'{path} was not written by {tool}')
     return results
 
 

@@ -8,7 +8,6 @@ ONNX Runtime's profiler takes so long for each operator that it would distort ne
 small ones: what it takes is measured in the same rounds, on a chain of convolutions that take
 next to nothing, and taken off; how much that was is reported as well.
 """
-import json
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -216,20 +215,8 @@ def _summarise(entry: Dict[str, Any], modules: Modules, samples: Sequence[Sample
 
 
 def load(out: Path) -> Dict[str, Any]:
-    """Return what :func:`run` wrote.
-
-    Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: It is something else.
-    """
-    path = Path(out) / 'results.json'
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist: expected what tools/latency_profile.py '
-                                'wrote')
-    results = json.loads(path.read_text())
-    if not isinstance(results, dict) or not {'kinds', 'candidates'} <= {*results}:
-        raise ValueError(f'{path} was not written by tools/latency_profile.py')
-    return results
+    """Return what :func:`run` wrote, see :func:`mmeffformer.latency.benchmark.load`."""
+    return benchmark.load(out, 'tools/latency_profile.py', 'kinds')
 
 
 def medians(entry: Mapping[str, Any]) -> Dict[str, float]:

@@ -4,6 +4,7 @@ Nothing is trained: a network has the supernet's weights, and the statistics of 
 taken anew, since they depend on what is in front of them.
 """
 import logging
+import math
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import islice
@@ -36,8 +37,11 @@ class Evaluation:
             with.
         seed: Of what is random in these.
 
+    Attributes:
+        metric: The evaluator's own name of it; None before the first evaluation.
+
     Raises:
-        ValueError: The backbone is no supernet, or there are no batches.
+        ValueError: The backbone is no supernet, a split is missing, or there are no batches.
     """
 
     def __init__(self, runner: Runner, metric: Optional[str] = None, batches: int = 8,
@@ -55,12 +59,12 @@ class Evaluation:
                              'the validation split, and takes statistics of the training split')
         if batches < 1:
             raise ValueError(f'batches {batches}: expected 1 or more')
-        self.metric, self.seed = metric, seed
+        self.metric: Optional[str] = None
+        self._wanted, self.seed = metric, seed
         set_random_seed(seed)
         self.batches = list(islice(runner.train_dataloader, batches))
         self.loop = runner.val_loop
         self.ranking: Optional[Ranking] = None
-        self._known = False  # whether the metric is one of the evaluator's
 
     def rank(self) -> Ranking:
         """Rank the supernet's channels by the training losses, see :func:`rank`."""
@@ -80,11 +84,12 @@ class Evaluation:
                 self.loop.evaluator.process(data_samples=model.val_step(batch),
                                             data_batch=batch)
             metrics = self.loop.evaluator.evaluate(len(self.loop.dataloader.dataset))
-        if not metrics and self._known:  # so mmdet's evaluator where nothing is detected
-            print_log(f'{network.key()}: nothing was found', logger='current')
+        self.metric = self.metric or _full_name(metrics, self._wanted)
+        # mmdet's evaluator measures nothing where nothing is detected.
+        accuracy = float(metrics.get(self.metric, math.nan))
+        if not math.isfinite(accuracy):
+            print_log(f'{network.key()}: no {self.metric}, which counts as 0', logger='current')
             return 0.
-        self.metric, self._known = _full_name(metrics, self.metric), True
-        accuracy = float(metrics[self.metric])
         print_log(f'{network.key()}: {self.metric} {accuracy:.4g}', logger='current')
         return accuracy
 

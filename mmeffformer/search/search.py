@@ -71,6 +71,7 @@ class Search:
         cfg.randomness = dict(seed=seed)
         self.runner = Runner.from_cfg(cfg)
         self.evaluation = Evaluation(self.runner, metric, batches, seed)
+        self.evaluation.metric = self.journal.metric
         self.model = self.evaluation.model
         load_fitting(self.model, checkpoint)
         self.supernet = self.evaluation.supernet

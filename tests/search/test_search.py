@@ -221,6 +221,15 @@ def test_targets_out_of_reach_are_told_at_once(made, slimmed, tmp_path):
     assert not (tmp_path / 'journal.json').exists()
 
 
+@pytest.mark.parametrize('measured', [{}, {'mIoU': float('nan')}])
+def test_networks_that_find_nothing_count_as_0(slimmed, made, measured):
+    """Also right after going on, when nothing has been evaluated yet."""
+    search = search_in(made, slimmed[0].work_dir)
+    search.evaluation.loop.evaluator.evaluate = lambda size: measured
+    assert search.evaluation(search.start) == 0
+    assert search.evaluation.metric == 'mIoU'
+
+
 def test_target_as_a_share(made, tmp_path):
     search = search_in(made, tmp_path, Share(.5))
     assert search.target == pytest.approx(.5 * search.ms(search.start))
