@@ -1,14 +1,16 @@
 """Predictions of a trained detector or segmentor, drawn on images, folders and videos."""
+import warnings
+from copy import deepcopy
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import cv2
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import VISUALIZERS, init_default_scope
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 
 from .cli import require_file
-from .weights.fit import check_fit, read_model
+from .weights.fit import dataset_meta, load_fitting
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
@@ -48,10 +50,12 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
         options = dict(draw_gt=False, with_labels=False)
     else:
         raise ValueError(f'config with default_scope {scope!r}: expected mmdet or mmseg')
-    read_model(require_file(checkpoint, 'checkpoint'))  # before mmengine, which may run its code
-    model = load(cfg, checkpoint, device=device)
-    check_fit(model, checkpoint)
+    require_file(checkpoint, 'checkpoint')
+    with warnings.catch_warnings(record=True):  # that it has no weights yet
+        model = load(cfg, None, device=device)
+    meta = load_fitting(model, checkpoint)
     init_default_scope(scope)
+    model.dataset_meta = {**getattr(model, 'dataset_meta', {}), **_told(cfg, meta)}
     visualizer = VISUALIZERS.build(cfg.visualizer)
     visualizer.dataset_meta = model.dataset_meta
 
@@ -60,6 +64,13 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
         return visualizer.get_image()[..., ::-1]
 
     return draw
+
+
+def _told(cfg: Config, meta: Mapping) -> dict:
+    """Return classes and palette as the checkpoint's ``meta`` has them, or else the test set."""
+    dataset = DATASETS.build(dict(deepcopy(cfg.test_dataloader.dataset), lazy_init=True))
+    told = {**dataset.metainfo, **dataset_meta(meta)}
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def find_media(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]:

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
@@ -28,7 +27,7 @@ from ..datasets.shapes import draw
 from ..models.attention import AttentionBias
 from ..models.backbone import STRIDES
 from ..registry import MODELS
-from ..weights.fit import check_fit, read_model
+from ..weights.fit import dataset_meta, load_fitting
 from .fuse import fuse
 from .quantise import TrainingImages, check_int8, quantise
 from .runtimes import INPUT, SUFFIXES, describe, open_exported, require
@@ -112,13 +111,11 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
     """
     if int8 is not None:
         check_int8(to)
-    meta = read_model(checkpoint).get('meta', {})
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     cfg = deepcopy(cfg)
     cfg.model.backbone.init_cfg = None  # the checkpoint has every weight
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    check_fit(model, checkpoint)
-    load_checkpoint(model, checkpoint, map_location='cpu')
+    classes = dataset_meta(load_fitting(model, checkpoint)).get('classes', ())
     how = cfg.model.get('data_preprocessor') or {}
     mean, std = (list(map(float, how.get(key, [value] * 3)))
                  for key, value in (('mean', 0), ('std', 1)))
@@ -132,7 +129,7 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
                       .permute(2, 0, 1)[None])
     said = dict(config=Path(cfg.filename or '').name, checkpoint=Path(checkpoint).name,
                 channels='BGR' if bgr else 'RGB', mean=mean, std=std,
-                classes=list(meta.get('dataset_meta', {}).get('classes') or []))
+                classes=list(classes))
     calibration = None
     if int8 is not None:
         training = TrainingImages(cfg, model.data_preprocessor)

@@ -1,6 +1,13 @@
-"""Checkpoints of every published EfficientFormer layout, read safely and whole."""
+"""Checkpoints of every published EfficientFormer layout, read safely and whole.
+
+Importing this makes mmengine read checkpoints safely too, so that ``custom_imports`` of
+mmeffformer in a config protects mmdet's and mmseg's own tools as well.
+"""
+from . import door
 from .layouts import LAYOUTS, LAYOUTS_V2, convert
 from .load import Report, load_weights
 from .read import read_checkpoint
+
+door.install()
 
 __all__ = ['LAYOUTS', 'LAYOUTS_V2', 'Report', 'convert', 'load_weights', 'read_checkpoint']

@@ -1,8 +1,10 @@
 """From the name of a checkpoint to a file on this machine.
 
 Downloads are kept where torch.hub keeps its own, ``$TORCH_HOME/hub/checkpoints``.
-A file put there by hand is used as if it had been downloaded.
+A file put there by hand is used as if it had been downloaded. Of several processes on one machine,
+or on one file system, one downloads and the others wait.
 """
+import hashlib
 import os
 import re
 import shutil
@@ -13,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlparse
 
 import torch
+from filelock import FileLock
 from mmengine.dist import is_main_process
 from rich.progress import wrap_file
 
@@ -22,6 +25,11 @@ _HUB = re.compile(r'hf[-_]hub:([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?')
 _HUB_URL = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)')
 
 
+# The end of a name that is torch's and OpenMMLab's convention: the SHA-256, or how it starts.
+_HASH = re.compile(r'-([0-9a-f]{8,64})\.\w[\w.]*$')
+_DATE = re.compile(r'(19|20)\d\d(0[1-9]|1[0-2])[0-3]\d')  # looks like one
+
+
 def locate(source: Union[str, os.PathLike]) -> Path:
     """Return the local file of a path, an http(s) URL or an ``hf-hub:OWNER/NAME[@REVISION]``.
 
@@ -29,7 +37,8 @@ def locate(source: Union[str, os.PathLike]) -> Path:
         FileNotFoundError: A path where nothing is.
         ConnectionError: It can be neither found here nor fetched; says what to
             download and where to put it.
-        ValueError: A name of another kind.
+        ValueError: A name of another kind, or the file fetched is not the one whose hash is
+            in its name.
     """
     name = os.fspath(source)
     if name.startswith(('hf-hub:', 'hf_hub:')):
@@ -62,6 +71,19 @@ def _from_url(url: str) -> Path:
     if cached.is_file():
         return cached
     cached.parent.mkdir(parents=True, exist_ok=True)
+    lock = cached.with_name(f'.{cached.name}.lock')
+    try:
+        with FileLock(lock):  # let go of when a process dies, too
+            if not cached.is_file():
+                _download(url, cached)
+    except NotImplementedError:  # a file system without locks: each downloads, and all the same
+        _download(url, cached)
+    finally:
+        lock.unlink(missing_ok=True)
+    return cached
+
+
+def _download(url: str, cached: Path):
     partial = cached.with_name(f'{cached.name}.{os.getpid()}.partial')
     try:
         request = urllib.request.Request(url, headers={'User-Agent': 'mmeffformer'})
@@ -74,12 +96,32 @@ def _from_url(url: str) -> Path:
         size = partial.stat().st_size
         if expected is not None and size != int(expected):
             raise OSError(f'the download ended after {size} of {expected} bytes')
+        _check_hash(partial, url, cached.name)
         os.replace(partial, cached)
     except OSError as error:  # URLError, HTTPError and timeouts are OSErrors
         raise _unreachable(url, url, cached, error) from error
     finally:
         partial.unlink(missing_ok=True)
-    return cached
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_hash(path: Path, url: str, name: str):
+    """Raise a ValueError if the file is not the one whose hash ``name`` ends in."""
+    said = _HASH.search(name)
+    if not said or _DATE.fullmatch(said[1]):
+        return
+    found = sha256(path)
+    if not found.startswith(said[1]):
+        raise ValueError(f'{url} gave another file than its name says: its SHA-256 starts with '
+                         f'{found[:len(said[1])]}, expected {said[1]}. Nothing was kept; it was '
+                         'altered or damaged there or on the way')
 
 
 def _from_hub(name: str) -> Path:

@@ -3,7 +3,6 @@
 What is written holds tensors and plain metadata alone, under a name that ends in the
 first eight digits of the file's SHA-256, as published checkpoints have it.
 """
-import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from ..models import EfficientFormer, EfficientFormerV2
 from ..models.arch import Arch, ArchV2
 from ..version import __version__
-from .fetch import locate
+from .door import check_finite
+from .fetch import locate, sha256
 from .fit import check_state
 from .layouts import NATIVE, convert
 from .load import Report, load_weights, unwrap
@@ -78,14 +78,12 @@ def transfer_model(source: str, model: nn.Module) -> Dict[str, dict]:
     converted.update((key.removeprefix('module.'), value) for key, value in state.items()
                      if key not in inside and isinstance(value, Tensor))
     check_state(converted, wanted, str(path))
-    infinite = [key for key, value in converted.items() if not value.isfinite().all()]
-    if infinite:
-        raise ValueError(f'{path} has {len(infinite)} tensors with values that are NaN or '
-                         f'infinite, first {infinite[0]}')
+    check_finite(converted, path)  # what else is kept, too
     meta = _origin(path, report)
     if legacy:
         meta['bias_mode'] = 'legacy'
-    classes = (checkpoint.get('meta') or {}).get('CLASSES')
+    theirs = checkpoint.get('meta')
+    classes = theirs.get('CLASSES') if isinstance(theirs, dict) else None
     if isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes):
         meta['dataset_meta'] = dict(classes=tuple(classes))
     return dict(meta=meta, state_dict=converted)
@@ -132,7 +130,7 @@ def save_checkpoint(checkpoint: Mapping, folder: Union[str, os.PathLike], stem: 
     try:
         with os.fdopen(handle, 'wb') as file:
             torch.save(checkpoint, file)
-        path = folder / f'{stem}-{_sha256(partial)[:8]}.pth'
+        path = folder / f'{stem}-{sha256(partial)[:8]}.pth'
         partial.chmod(0o644)
         os.replace(partial, path)
     finally:
@@ -158,13 +156,5 @@ def _inside(checkpoint: Mapping, report: Report) -> Dict[str, str]:
 
 
 def _origin(path: Path, report: Report) -> dict:
-    return dict(converted_from=path.name, sha256=_sha256(path), layout=report.layout,
+    return dict(converted_from=path.name, sha256=sha256(path), layout=report.layout,
                 mmeffformer_version=__version__)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

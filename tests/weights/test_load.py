@@ -1,9 +1,13 @@
 """Loading is whole or not at all, and says what it did."""
+import hashlib
 import io
 import os
 import socket
 import sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import SimpleNamespace
 from urllib.error import HTTPError, URLError
@@ -259,15 +263,14 @@ def test_torch_and_safetensors_files(tmp_path):
     state = as_layout(source)
     hub = MessageHub.get_instance('test')
     hub.update_scalar('loss', .5)
-    paths = [tmp_path / name for name in ('a.pth', 'b.pth.tar', 'c.bin', 'd.safetensors')]
+    paths = [tmp_path / name for name in (
+        'a.pth', 'b.pth.tar', 'c.bin', 'd.safetensors', 'mmengine.pth')]
     torch.save(state, paths[0])
     torch.save({'state_dict': state}, paths[1], _use_new_zipfile_serialization=False)
     torch.save({'model': state}, paths[2])
     save_file({key: value.contiguous() for key, value in state.items()}, paths[3])
-    if hasattr(torch.serialization, 'safe_globals'):  # from torch 2.5 on
-        paths.append(tmp_path / 'mmengine.pth')
-        torch.save({'state_dict': state, 'message_hub': hub.state_dict(), 'n': np.float64(1),
-                    'meta': {'array': np.arange(3)}}, paths[-1])
+    torch.save({'state_dict': state, 'message_hub': hub.state_dict(), 'n': np.float64(1),
+                'meta': {'array': np.arange(3)}}, paths[-1])
     for path in paths:
         net = build(2, out_norm_cfg=None)
         assert load_weights(net, path).source == str(path)
@@ -305,12 +308,11 @@ def test_code_in_a_pickle_is_refused_and_never_run(tmp_path, zipped):
             (eval, (f'open({str(marker)!r}, "w")',), 'eval')):
         torch.save({'state_dict': as_layout(net), 'x': Runs(function, *args)}, path,
                    _use_new_zipfile_serialization=zipped)
-        refused(net, path, rf'evil.pth was refused: its pickle asks for \S*{named}, and only')
+        refused(net, path, rf'evil.pth was refused: it asks for \S*{named}, and only')
         refused(net, str(path), 'evil.pth was refused')
         assert not marker.exists()
 
 
-@pytest.mark.skipif(not hasattr(torch.serialization, 'safe_globals'), reason='torch before 2.5')
 def test_getattr_in_a_pickle_gets_nothing(tmp_path):
     torch.save({'x': Runs(getattr, torch.Size, 'numel')}, tmp_path / 'a.pth')
     assert read_checkpoint(tmp_path / 'a.pth') == {'x': None}
@@ -482,14 +484,14 @@ def test_hub_tries_safetensors_then_bin(torch_home, no_hub, monkeypatch, tmp_pat
     assert same(net, source)
 
 
-def test_download_is_kept_and_a_short_one_is_not(torch_home, tmp_path):
-    source, net, asked = build(1, out_norm_cfg=None), build(2, out_norm_cfg=None), []
-    torch.save(as_layout(source), tmp_path / 'served')
-    content = (tmp_path / 'served').read_bytes()
+@contextmanager
+def served(content, asked, wait_s=0.):
+    """Serve ``content`` under every name, but for some; yield the URL of the folder."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
+            time.sleep(wait_s)
             self.send_response(404 if 'absent' in self.path else 200)
             self.send_header('Content-Length', str(len(content)))
             self.end_headers()
@@ -498,20 +500,54 @@ def test_download_is_kept_and_a_short_one_is_not(torch_home, tmp_path):
         def log_message(self, *args):
             pass
 
-    server = HTTPServer(('127.0.0.1', 0), Handler)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        at = f'http://127.0.0.1:{server.server_port}'
+        yield f'http://127.0.0.1:{server.server_port}'
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_download_is_kept_and_a_short_one_is_not(torch_home, tmp_path):
+    source, net, asked = build(1, out_norm_cfg=None), build(2, out_norm_cfg=None), []
+    torch.save(as_layout(source), tmp_path / 'served')
+    with served((tmp_path / 'served').read_bytes(), asked) as at:
         with pytest.raises(ConnectionError, match=r'ended after \d+ of \d+ bytes'):
             load_weights(net, f'{at}/short.pth')
         with pytest.raises(ConnectionError, match='404'):
             load_weights(net, f'{at}/absent.pth')
         for _ in range(2):
             load_weights(net, f'{at}/l1.pth')
-    finally:
-        server.shutdown()
-        server.server_close()
     assert same(net, source)
     assert asked == ['/short.pth', '/absent.pth', '/l1.pth']
     assert [path.name for path in torch_home.iterdir()] == ['l1.pth']
     assert fetch.TIMEOUT_S <= 10
+
+
+def test_a_download_is_what_its_name_says(torch_home):
+    content, asked = b'weights', []
+    digest = hashlib.sha256(content).hexdigest()
+    with served(content, asked) as at:
+        for name in ('l1-00000000.pth', f'l1-{digest[:15]}0.pth.tar'):
+            with pytest.raises(ValueError, match=f'SHA-256 starts with {digest[:8]}.*Nothing was'):
+                fetch.locate(f'{at}/{name}')
+        assert not list(torch_home.iterdir())
+        # A hash of any length, a date, and words that are no hash.
+        good = (f'l1-{digest[:8]}.pth', f'l1-{digest}.pth.tar', 'l1-20220915.pth', 'l1-cafe.pth',
+                'l1-00000000-best.pth')
+        for name in good:
+            assert fetch.locate(f'{at}/{name}').read_bytes() == content
+    assert {path.name for path in torch_home.iterdir()} == {*good}
+
+
+def test_of_several_processes_one_downloads(torch_home):
+    torch_home.mkdir(parents=True)
+    (torch_home / '.l1.pth.lock').touch()  # of a process that was killed
+    asked = []
+    # Threads that open the lock each for itself exclude each other as processes do.
+    with served(b'weights', asked, wait_s=.2) as at, ThreadPoolExecutor(4) as pool:
+        paths = [*pool.map(lambda _: fetch.locate(f'{at}/l1.pth'), range(4))]
+    assert {*paths} == {torch_home / 'l1.pth'}
+    assert asked == ['/l1.pth'] and paths[0].read_bytes() == b'weights'
+    assert [path.name for path in torch_home.iterdir()] == ['l1.pth']
