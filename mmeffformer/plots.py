@@ -33,10 +33,12 @@ def read_scalars(work_dir: Path) -> Scalars:
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         records = list(_records(path))
         trained = [record for record in records if 'loss' in record]
-        if not trained:  # an evaluation alone
+        if not trained and not any(record['step'] for record in records):  # an evaluation alone
             continue
-        first = trained[0]['step']
-        unit = 'epoch' if 'epoch' in trained[0] else 'iteration'
+        # A training that had come to its end, and lacked its validation only, trains no more.
+        first = trained[0]['step'] if trained else float('inf')
+        unit = scalars.metric_unit if not trained else (
+            'epoch' if 'epoch' in trained[0] else 'iteration')
         # What an earlier run logged from here on has been trained anew.
         losses = {k: {s: v for s, v in curve.items() if s < first}
                   for k, curve in scalars.losses.items()}
@@ -340,6 +342,21 @@ def stacked_bars(bars: Dict[str, Tuple[Dict[str, float], float]], unit: str, tit
     fig.legend(loc='outside upper center', ncol=6, frameon=False, fontsize=9)
     if caption:
         fig.supxlabel(caption, fontsize=8, color='dimgrey')
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
+
+
+def memory_curves(curves: Dict[str, Tuple[Sequence[int], Sequence[float]]], out: Path) -> None:
+    """Plot the memory of processes, MiB, over iterations to ``out``."""
+    fig, ax = plt.subplots(figsize=(8, 4.5), layout='constrained')
+    for name, (iterations, mib) in curves.items():
+        ax.plot(iterations, mib, label=name, linewidth=1.5)
+    ax.set(xlabel='iteration, each of another image size', ylabel='resident memory, MiB',
+           xlim=(0, None))
+    ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
+    ax.grid(alpha=.3)
+    ax.legend(fontsize=9, ncol=2, loc='lower right')
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(out, dpi=110)
     plt.close(fig)

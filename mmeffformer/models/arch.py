@@ -1,12 +1,23 @@
 """What makes one EfficientFormer differ from another, as data."""
 from dataclasses import dataclass, fields
-from math import isfinite
-from typing import Dict, Mapping, Tuple, Union
+from math import inf
+from typing import Any, Dict, Mapping, Tuple, Union
 
 STAGES = 4
+MAX_EXPANSION = 1000  # far beyond any use
 
 
 Expansion = Union[float, Tuple[Union[float, Tuple[float, ...]], ...]]
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an int, and neither True nor False."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is an int or a finite float."""
+    return is_integer(value) or isinstance(value, float) and -inf < value < inf
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Arch:
         for name, lowest in (('widths', 1), ('depths', 1), ('attention_blocks', 0)):
             value = getattr(self, name)
             if (not isinstance(value, (tuple, list)) or len(value) != STAGES
-                    or not all(type(v) is int and v >= lowest for v in value)):
+                    or not all(is_integer(v) and v >= lowest for v in value)):
                 raise ValueError(f'arch {name}={value!r}: expected {STAGES} integers, '
                                  f'one a stage, each at least {lowest}')
             object.__setattr__(self, name, tuple(value))
@@ -42,22 +53,24 @@ class Arch:
             if attention > depth:
                 raise ValueError(f'arch attention_blocks={self.attention_blocks}: stage {stage} '
                                  f'has only {depth} blocks in all')
-        if isinstance(self.expansion, (tuple, list)):
+        given = self.expansion
+        if isinstance(given, (tuple, list)):
             object.__setattr__(self, 'expansion', tuple(
                 tuple(stage) if isinstance(stage, (tuple, list)) else stage
-                for stage in self.expansion))
-            if len(self.expansion) != STAGES:
-                raise ValueError(f'arch expansion={self.expansion}: expected one number for all '
+                for stage in given))
+            if len(given) != STAGES:
+                raise ValueError(f'arch expansion={given!r}: expected one number for all '
                                  f'or one entry for each of the {STAGES} stages')
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths)):
             numbers = self._expansions(stage)
             if len(numbers) != depth:
-                raise ValueError(f'arch expansion={self.expansion}: stage {stage + 1} has {depth} '
+                raise ValueError(f'arch expansion={given!r}: stage {stage + 1} has {depth} '
                                  f'blocks, but {len(numbers)} numbers are given for them')
-            if not all(isinstance(n, (int, float)) and isfinite(n) and round(width * n) >= 1
+            if not all(is_number(n) and n <= MAX_EXPANSION and round(width * n) >= 1
                        for n in numbers):
-                raise ValueError(f'arch expansion={self.expansion!r}: expected numbers that leave '
-                                 'every block at least one hidden channel, usually 4')
+                raise ValueError(f'arch expansion={given!r}: expected numbers that leave '
+                                 f'every block at least one hidden channel, up to {MAX_EXPANSION},'
+                                 ' usually 4')
 
     def _expansions(self, stage: int) -> Tuple[float, ...]:
         per_stage = self.expansion

@@ -19,13 +19,14 @@ table over one grid, and stretch the N x N values of that as if they were a
 picture. ``bias_mode='legacy'`` does the same, to evaluate what they published.
 """
 from collections import OrderedDict
+from math import floor, log2
 from typing import Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import ConvNorm, Mlp, ScaledBlock, build_act
+from .layers import ConvNorm, Mlp, ScaledBlock, build_act, scale_output
 from .memory import is_captured
 
 Grid = Tuple[int, int]
@@ -253,7 +254,8 @@ class StridedAttention(nn.Module):
         if self.fused:
             attended = attend_mixed(q, k, v, bias, self.talking_head1, self.talking_head2)
         else:
-            scores = self.talking_head1(q @ k.transpose(2, 3) * self.scale + bias)
+            # The product of unscaled queries can be more than float16 holds.
+            scores = self.talking_head1(q * self.scale @ k.transpose(2, 3) + bias)
             attended = self.talking_head2(scores.softmax(-1)) @ v
         x = to_image(attended, values) + self.v_local(values)
         if self.stride > 1:
@@ -272,7 +274,13 @@ class StridedAttention(nn.Module):
         mixing = self.talking_head1
         table = torch.einsum('oh,hyx->oyx', mixing.weight[..., 0, 0], self.bias.table)
         self.bias.table.copy_(table + mixing.bias[:, None, None])
-        mixing.weight.mul_(self.scale)
+        scale = self.scale
+        if isinstance(self.q.norm, nn.Identity):  # has been fused before
+            # Most of it to the queries, as above; a power of two, which rounds nothing.
+            most = 2. ** floor(log2(scale))
+            scale_output(self.q.conv, torch.full_like(self.q.conv.bias, most))
+            scale /= most
+        mixing.weight.mul_(scale)
         mixing.bias = None
         self.fused = True
 

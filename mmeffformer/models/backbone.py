@@ -2,7 +2,7 @@
 
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -11,7 +11,7 @@ from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arch import STAGES, Arch
+from .arch import STAGES, Arch, is_integer, is_number
 from .attention import BIAS_MODES, MB3D, Grid
 from .layers import build_norm
 from .memory import by_strips, checkpointed
@@ -30,7 +30,7 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = downsample or nn.Identity()
         self.blocks = nn.ModuleList(blocks)
-        self.with_cp = with_cp
+        self.with_cp = _check_flag('with_cp', with_cp)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, 2H, 2W) to (B, C, H, W), memory format kept."""
@@ -80,19 +80,20 @@ class Backbone(BaseModule):
                  out_indices: Sequence[int], out_norm_cfg: Optional[dict], frozen_stages: int,
                  norm_eval: bool, init_cfg: Union[dict, List[dict], None]):
         super().__init__(init_cfg)
-        if frozen_stages not in range(-1, STAGES + 1):
+        if not is_integer(frozen_stages) or not -1 <= frozen_stages <= STAGES:
             raise ValueError(f'frozen_stages={frozen_stages!r}: expected -1 (none) to {STAGES}')
         self.arch = arch
         self.in_channels = in_channels
         self.out_indices = _check_out_indices(out_indices)
         self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        self.norm_eval = _check_flag('norm_eval', norm_eval)
         self.deployed = False
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.out_norms = nn.ModuleDict({
-            str(i): build_norm(out_norm_cfg, arch.widths[i]) for i in self.out_indices
-        } if out_norm_cfg else {})
+            str(i): build_norm(out_norm_cfg, arch.widths[i], 'out_norm_cfg')
+            for i in self.out_indices
+        } if out_norm_cfg is not None else {})
         # Stages after the last output never run: kept, for whole checkpoints, but not trained.
         self.stages[self.out_indices[-1] + 1:].requires_grad_(False)
         self._freeze()
@@ -165,31 +166,44 @@ class Backbone(BaseModule):
             module.requires_grad_(False)
 
     def _check_input(self, x: Tensor):
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f'input of shape {tuple(x.shape)}: expected '
+        if not isinstance(x, Tensor):
+            raise ValueError(f'input is a {type(x).__name__}: expected a float tensor '
                              f'(batch, {self.in_channels}, height, width)')
+        if not x.is_floating_point():
+            raise ValueError(f'input of dtype {x.dtype}: expected floats, normalised as the '
+                             'weights were trained with')
+        if x.dim() != 4 or x.shape[1] != self.in_channels or not len(x):
+            raise ValueError(f'input of shape {tuple(x.shape)}: expected '
+                             f'(batch, {self.in_channels}, height, width) of an image or more')
         if x.shape[2] < STRIDES[-1] or x.shape[3] < STRIDES[-1]:
             raise ValueError(f'input of {x.shape[2]} x {x.shape[3]} px (height x width): '
-                             f'both must be at least {STRIDES[-1]}; resize or pad the image')
+                             f'expected at least {STRIDES[-1]} each; resize or pad the image')
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     given = tuple(out_indices) if isinstance(out_indices, (tuple, list)) else ()
-    if not given or any(i not in range(STAGES) for i in given) or list(given) != sorted({*given}):
+    if (not given or not all(is_integer(i) and 0 <= i < STAGES for i in given)
+            or list(given) != sorted({*given})):
         raise ValueError(f'out_indices={out_indices!r}: expected one or more of '
                          f'{tuple(range(STAGES))}, in increasing order')
     return given
 
 
+def _check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f'{name}={value!r}: expected True or False')
+    return value
+
+
 def check_in_channels(in_channels: int) -> int:
-    if not isinstance(in_channels, int) or in_channels < 1:
+    if not is_integer(in_channels) or in_channels < 1:
         raise ValueError(f'in_channels={in_channels!r}: expected a positive integer')
     return in_channels
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> List[List[float]]:
     """Return each stage's rates, which grow linearly from 0 at the first block to ``rate``."""
-    if not 0 <= rate < 1:
+    if not is_number(rate) or not 0 <= rate < 1:
         raise ValueError(f'drop_path_rate={rate!r}: expected 0 <= rate < 1')
     return [[rate * (sum(depths[:i]) + j) / (sum(depths) - 1) for j in range(depth)]
             for i, depth in enumerate(depths)]
@@ -200,6 +214,6 @@ def check_bias(bias_grid: Union[int, Grid], bias_mode: str) -> Grid:
     if bias_mode not in BIAS_MODES:
         raise ValueError(f'bias_mode={bias_mode!r}: expected one of {", ".join(BIAS_MODES)}')
     grid = tuple(bias_grid) if isinstance(bias_grid, (tuple, list)) else (bias_grid, bias_grid)
-    if len(grid) != 2 or not all(isinstance(n, int) and n >= 1 for n in grid):
+    if len(grid) != 2 or not all(is_integer(n) and n >= 1 for n in grid):
         raise ValueError(f'bias_grid={bias_grid!r}: expected a positive integer or (rows, cols)')
     return grid

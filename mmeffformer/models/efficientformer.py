@@ -19,7 +19,7 @@ from ..registry import MODELS
 from .arch import ARCHS, Arch, get_arch
 from .attention import MB3D, Grid
 from .backbone import Backbone, Stage, check_bias, check_in_channels, drop_path_rates
-from .layers import MB4D, ConvNorm, Stem
+from .layers import MB4D, ConvNorm, Stem, build_act
 
 
 @MODELS.register_module()
@@ -59,8 +59,9 @@ class EfficientFormer(Backbone):
             every layout of :func:`mmeffformer.load_weights`.
 
     Raises:
-        ValueError: An argument is out of range, or an input is smaller than
-            32 px or has another number of channels.
+        ValueError: An argument is of no use, or an input: no tensor of floats of the
+            weights' dtype, no image in it, smaller than 32 px, or of another number of
+            channels. torch raises one where BatchNorm is to train on a single value.
     """
 
     archs = ARCHS
@@ -83,6 +84,7 @@ class EfficientFormer(Backbone):
         arch = get_arch(arch, self.archs)
         widths, rates = arch.widths, drop_path_rates(drop_path_rate, arch.depths)
         rows, cols = check_bias(bias_grid, bias_mode)
+        build_act(act_cfg)  # a layer takes None for none
         stem = Stem(check_in_channels(in_channels), widths[0], norm_cfg, dict(type='ReLU'))
         stages = []
         for i, width in enumerate(widths):

@@ -16,7 +16,7 @@ from ..registry import MODELS
 from .arch import ARCHS_V2, Arch, get_arch
 from .attention import AttentionDownsample, Grid, StridedAttention
 from .backbone import Backbone, Stage, check_bias, check_in_channels, drop_path_rates
-from .layers import ConvMlp, ConvNorm, ScaledBlock, Stem
+from .layers import ConvMlp, ConvNorm, ScaledBlock, Stem, build_act
 
 
 class FfnBlock(ScaledBlock):
@@ -88,6 +88,7 @@ class EfficientFormerV2(Backbone):
         arch = get_arch(arch, self.archs)
         widths, rates = arch.widths, drop_path_rates(drop_path_rate, arch.depths)
         rows, cols = check_bias(bias_grid, bias_mode)
+        build_act(act_cfg)  # a layer takes None for none
         cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         stem = Stem(check_in_channels(in_channels), widths[0], **cfg)
         last = len(widths) - 1

@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
 from functools import lru_cache
-from typing import Callable, Dict, Optional, Tuple, Union
+from typing import Callable, Dict, Mapping, Optional, Tuple, Type, Union
 
 import torch
 import torch.nn.functional as F
@@ -12,41 +12,90 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
+from .arch import is_number
 from .memory import is_autocast, is_captured, is_remaking, remade, statistics_kept
 
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, that can stand behind layers which are not trained, as frozen stages.
+
+    torch's own backward, in channels_last on a CPU, would write the gradient of an input that
+    needs none, to memory that is not there, and end the process (so do 2.1 and 2.12).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad or not self.affine or not torch.is_grad_enabled():
+            return super().forward(x)
+        normed = F.group_norm(x, self.num_groups, eps=self.eps)
+        weight, bias = (p[:, None, None].to(normed.dtype) for p in (self.weight, self.bias))
+        return normed * weight + bias
+
+
 _NORMS = {'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm,
-          'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d}
+          'GN': GroupNorm, 'IN': nn.InstanceNorm2d}
 
 
-def build_norm(cfg: dict, channels: int) -> nn.Module:
+def build_norm(cfg: dict, channels: int, what: str = 'norm_cfg') -> nn.Module:
     """Return the norm of an OpenMMLab ``norm_cfg`` for (B, channels, H, W).
 
     The usual names work without mmcv; any other is looked up in the registry.
+
+    Args:
+        what: What errors call ``cfg``.
+
+    Raises:
+        ValueError: ``cfg`` names no norm of images of so many channels.
     """
-    cfg = dict(cfg)
-    name, requires_grad = cfg.pop('type'), cfg.pop('requires_grad', True)
-    cls = _NORMS.get(name) if isinstance(name, str) else name
-    cls = cls or MODELS.get(name)
-    if cls is None:
-        raise ValueError(f'norm_cfg type {name!r} is unknown; choose from '
-                         f'{", ".join(_NORMS)} or a norm registered in mmengine\'s MODELS')
-    if issubclass(cls, nn.GroupNorm):
-        cfg = dict(cfg, num_channels=channels)
-        norm = cls(**cfg)
-    else:
-        norm = cls(channels, **cfg)
-    return norm.requires_grad_(requires_grad)
+    cls = _find(cfg, what, 'BN', _NORMS, f'{", ".join(_NORMS)} or a norm')
+    options = {key: value for key, value in cfg.items() if key not in ('type', 'requires_grad')}
+
+    def made():
+        if issubclass(cls, nn.GroupNorm):
+            return cls(**dict(options, num_channels=channels))
+        return cls(channels, **options)
+
+    norm = _tried(made, (1, channels, 2, 2), f'{what}={cfg!r}')
+    return norm.requires_grad_(cfg.get('requires_grad', True))
 
 
-def build_act(cfg: dict) -> nn.Module:
-    """Return the activation of an OpenMMLab ``act_cfg``: torch.nn's or a registered one."""
-    cfg = dict(cfg)
-    name = cfg.pop('type')
-    cls = (getattr(nn, name, None) if isinstance(name, str) else name) or MODELS.get(name)
-    if cls is None:
-        raise ValueError(f'act_cfg type {name!r} is unknown; use a class name of torch.nn, '
-                         'such as GELU or ReLU')
-    return cls(**cfg)
+def build_act(cfg: dict, what: str = 'act_cfg') -> nn.Module:
+    """Return the activation of an OpenMMLab ``act_cfg``: torch.nn's or a registered one.
+
+    Raises:
+        ValueError: ``cfg`` names no activation of maps and tokens of any size.
+    """
+    cls = _find(cfg, what, 'GELU', vars(nn), 'torch.nn\'s, such as GELU or ReLU, or one')
+    options = {key: value for key, value in cfg.items() if key != 'type'}
+    return _tried(lambda: cls(**options), (1, 7, 5, 3), f'{what}={cfg!r}')
+
+
+def _find(cfg: dict, what: str, usual: str, known: Mapping[str, Type], choices: str) -> Type:
+    if not isinstance(cfg, Mapping) or 'type' not in cfg:
+        raise ValueError(f'{what}={cfg!r}: expected a dict with a type, '
+                         f'such as dict(type={usual!r})')
+    name = cfg['type']
+    try:
+        cls = (known.get(name) or MODELS.get(name)) if isinstance(name, str) else name
+    except RuntimeError:  # of the registry
+        cls = None
+    if not isinstance(cls, type):
+        raise ValueError(f'{what} type {name!r} is unknown, in {dict(cfg)!r}; choose from '
+                         f'{choices} registered in mmengine\'s MODELS')
+    return cls
+
+
+def _tried(made: Callable[[], nn.Module], shape: Tuple[int, ...], said: str) -> nn.Module:
+    """Return ``made()`` once it has given a map of ``shape`` for a map of ``shape``."""
+    try:
+        module = made()
+        shape_out = module.eval()(torch.zeros(shape)).shape
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f'{said}: {type(error).__name__}: {error}; expected what keeps the shape '
+                         f'of a map such as {shape}') from error
+    if shape_out != shape:
+        raise ValueError(f'{said}: a map of {shape} becomes one of {tuple(shape_out)}; expected '
+                         'what keeps its shape')
+    return module.train()
 
 
 # Activations that oneDNN computes as part of a convolution, and its names for them.
@@ -67,7 +116,7 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2,
                               groups=groups)
         self.norm = build_norm(norm_cfg, out_channels)
-        self.act = build_act(act_cfg) if act_cfg else nn.Identity()
+        self.act = nn.Identity() if act_cfg is None else build_act(act_cfg)
         self.post_op: Optional[str] = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,12 +175,25 @@ def scale_output(layer: Union[nn.Conv2d, nn.Linear], scale: Tensor,
 
 
 class Stem(nn.Sequential):
-    """Two 3 x 3 convolutions of stride 2: (B, 3, H, W) to (B, C, H / 4, W / 4)."""
+    """Two 3 x 3 convolutions of stride 2: (B, 3, H, W) to (B, C, H / 4, W / 4).
+
+    Raises:
+        ValueError: The input is of another dtype than the weights, and no autocast is on.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, norm_cfg: dict, act_cfg: dict):
         cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         super().__init__(ConvNorm(in_channels, out_channels // 2, 3, 2, **cfg),
                          ConvNorm(out_channels // 2, out_channels, 3, 2, **cfg))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Here, as a sharded model has weights of the dtype it computes in only now.
+        dtype = self[0].conv.weight.dtype
+        if x.dtype != dtype and not is_captured() and (x.dtype == torch.float64 or not (
+                is_autocast() or torch.is_autocast_enabled())):
+            raise ValueError(f'input of dtype {x.dtype}: expected that of the weights, {dtype}; '
+                             'convert one of them, or use autocast')
+        return super().forward(x)
 
 
 class PoolMixer(nn.Module):
@@ -213,6 +275,9 @@ class ScaledBlock(nn.Module):
 
     def __init__(self, channels: int, init_value: float, drop_path: float):
         super().__init__()
+        if not is_number(init_value):
+            raise ValueError(f'layer_scale_init_value={init_value!r}: expected a number, '
+                             'usually 1e-5')
         for scale in self.branches:
             setattr(self, scale, nn.Parameter(torch.full((channels,), float(init_value))))
         self.drop_path = StochasticDepth(drop_path, 'row')

@@ -1,0 +1,143 @@
+"""Watch the memory of a backbone over many images of changing sizes, in eval and in training:
+python tools/long_run.py l1 s0 --sizes 224 448"""
+import ctypes
+import gc
+import json
+import multiprocessing
+import os
+from argparse import ArgumentParser
+from pathlib import Path
+from random import Random
+from typing import List, NamedTuple, Sequence, Tuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mmeffformer import EfficientFormer, EfficientFormerV2
+from mmeffformer.cli import explained
+from mmeffformer.files import replacing
+from mmeffformer.models.attention import AttentionBias
+from mmeffformer.plots import memory_curves
+
+MODES = ('eval', 'training')
+WARM_UP = .2  # of the iterations: libraries keep what they compiled for the sizes they have seen
+
+
+class Watched(NamedTuple):
+    """Resident memory of a process at some iterations, and what the backbone itself keeps."""
+
+    iterations: List[int]
+    rss_mb: List[float]  # MiB
+    cached_grids: int  # the most that one bias has ever kept
+
+    @property
+    def growth_mb(self) -> float:
+        """MiB between the end of the warm-up and the end."""
+        warm = next(i for i, n in enumerate(self.iterations)
+                    if n >= WARM_UP * self.iterations[-1])
+        return self.rss_mb[-1] - self.rss_mb[warm]
+
+
+def rss_mb() -> float:
+    """Return the MiB of memory that this process holds, without what is free to be given back."""
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), 'malloc_trim'):  # glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    return pages * os.sysconf('SC_PAGE_SIZE') / 2 ** 20
+
+
+def watch(model: torch.nn.Module, mode: str, iterations: int, sizes: Tuple[int, int],
+          batch: int = 1, label: str = '') -> Watched:
+    """Run a backbone on images of random sizes and return what memory it took.
+
+    Args:
+        mode: One of ``MODES``; training is forward, backward and a step of AdamW.
+        sizes: The least and the largest height and width, px.
+        batch: Images at a time.
+        label: Of the progress bar.
+    """
+    random = Random(0)
+    model.train(mode == 'training')
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    biases = [module for module in model.modules() if isinstance(module, AttentionBias)]
+    watched, cached = [], 0
+    gc.collect()
+    gc.freeze()  # so that collecting takes no time for what libraries made when imported
+    for i in track(range(1, iterations + 1), label):
+        x = torch.randn(batch, 3, random.randint(*sizes), random.randint(*sizes))
+        if mode == 'training':
+            optimizer.zero_grad()
+            sum(out.square().mean() for out in model(x)).backward()
+            optimizer.step()
+        else:
+            with torch.no_grad():
+                model(x)
+        cached = max([cached, *(len(bias._expanded) for bias in biases)])
+        if i % max(1, iterations // 50) == 0:
+            watched.append((i, rss_mb()))
+    return Watched(*map(list, zip(*watched)), cached)
+
+
+def watch_named(job: tuple) -> Watched:
+    arch, mode, iterations, sizes, batch = job
+    torch.manual_seed(0)
+    kind = EfficientFormer if arch in EfficientFormer.archs else EfficientFormerV2
+    return watch(kind(arch), mode, iterations, sizes, batch, f'{arch}, {mode}')
+
+
+def report(found: dict, console: Console) -> None:
+    table = Table('', 'px', 'iterations', 'warm', 'end', 'growth', 'largest', 'grids kept',
+                  title='resident memory, MiB')
+    for name, record in found.items():
+        watched = Watched(**record['watched'])
+        table.add_row(name, '{}-{}'.format(*record['sizes']),
+                      str(watched.iterations[-1]),
+                      *(f'{mb:.0f}' for mb in (watched.rss_mb[-1] - watched.growth_mb,
+                                               watched.rss_mb[-1])),
+                      f'{watched.growth_mb:+.1f}', f'{max(watched.rss_mb):.0f}',
+                      str(watched.cached_grids))
+    console.print(table)
+
+
+def main(args: Sequence[str] = None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('arch', nargs='+',
+                        choices=[*EfficientFormer.archs, *EfficientFormerV2.archs])
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
+    parser.add_argument('--iterations', type=int, default=1000)
+    parser.add_argument('--sizes', nargs=2, type=int, default=(224, 448), metavar=('MIN', 'MAX'),
+                        help='of height and width, px, each drawn for each iteration')
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/long_run.json'),
+                        help='figures, added to those already there; the plot is beside it')
+    args = parser.parse_args(args)
+    with explained():
+        if not 33 <= args.sizes[0] <= args.sizes[1]:  # of 32 px, a BatchNorm sees one value
+            raise ValueError(f'--sizes {args.sizes[0]} {args.sizes[1]}: expected the least, of 33 '
+                             'px or more, and the largest')
+        for name in ('iterations', 'batch'):
+            if getattr(args, name) < 1:
+                raise ValueError(f'--{name} {getattr(args, name)}: expected 1 or more')
+        found = json.loads(args.out.read_text()) if args.out.exists() else {}
+    os.environ.setdefault('MALLOC_ARENA_MAX', '1')  # else freed memory stays with threads
+    jobs = [(arch, mode, args.iterations, tuple(args.sizes), args.batch)
+            for arch in args.arch for mode in args.modes]
+    # Each in a process of its own, whose memory is nobody else's.
+    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        for job, watched in zip(jobs, pool.imap(watch_named, jobs)):
+            found[f'{job[0]} {job[1]}'] = dict(sizes=job[3], batch=job[4],
+                                               watched=watched._asdict())
+            with replacing(args.out) as path:
+                path.write_text(json.dumps(found, indent=1) + '\n')
+    report(found, Console())
+    picture = args.out.with_suffix('.png')
+    memory_curves({name: (record['watched']['iterations'], record['watched']['rss_mb'])
+                   for name, record in found.items()}, picture)
+    print(f'saved {args.out} and {picture}')
+
+
+if __name__ == '__main__':
+    main()
