@@ -5,12 +5,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Tuple, Type, Union
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from .swap import parts
+from .parallel import end_with_launcher, start_on_cpus
+
+Errors = Union[Type[Exception], Tuple[Type[Exception], ...]]
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:
@@ -30,15 +32,16 @@ def add_config_arguments(parser: ArgumentParser) -> None:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """End the program with the message alone where what the user gave is at fault.
+def explained(kinds: Errors = (ValueError, OSError)) -> Iterator[None]:
+    """End the program with the message alone where one of ``kinds`` is raised.
 
-    Meant for what a tool does with its arguments; errors of the work itself keep
-    their traceback.
+    By default these are ValueError and OSError, for what a tool does with its
+    arguments, where the user is at fault; errors of the work itself keep their
+    traceback.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 
 
@@ -66,17 +69,18 @@ def load_config(args: Namespace) -> Config:
     if 'model' not in cfg:
         raise ValueError(f'{args.config} has no model: expected a config of mmdet or mmseg form')
     cfg.launcher = args.launcher
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # mmengine's own start of several processes takes GPUs for granted.
-        torch.distributed.init_process_group('gloo')
-        for part in parts(cfg.model):  # SyncBN is for GPUs
-            if part.get('type') == 'SyncBN':
-                part['type'] = 'BN'
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False))
+    if cfg.launcher == 'pytorch':
+        end_with_launcher()
+        if not torch.cuda.is_available():
+            start_on_cpus(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
+
+
+def first_of_machine(args: Namespace) -> bool:
+    """Return whether this is the one process of its machine that does what one is enough for."""
+    number = 'SLURM_LOCALID' if args.launcher == 'slurm' else 'LOCAL_RANK'
+    return os.environ.get(number, '0') == '0'
 
 
 def end_process() -> None:

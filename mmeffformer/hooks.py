@@ -1,13 +1,24 @@
-"""What a Runner can be told to do: for speed, with results that stay the same to rounding, and
-while a supernet is trained."""
-from typing import Union
+"""What a Runner can be told to do: for speed, with results that stay the same to rounding, while a
+supernet is trained, and (our Runner always does) to lose nothing of a training."""
+from pathlib import Path
+from typing import Any, Iterator, Union
 
 import torch
+from mmengine.dist import broadcast, broadcast_object_list, get_rank, is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
+from .checkpoints import last_good
+from .datasets.repeatable import seed_all
 from .deploy.fuse import fuse
+from .errors import TrainingStopped
+from .files import replacing
+from .parallel import FullyShardedDataParallel
 from .registry import HOOKS
 
 
@@ -33,6 +44,9 @@ class SpeedHook(Hook):
 
     def before_run(self, runner):
         model = bare(runner.model)
+        if self.channels_last and isinstance(runner.model, FullyShardedDataParallel):
+            raise ValueError('channels_last=True of SpeedHook: weights that are divided have no '
+                             'memory format; set default_hooks.speed.channels_last=False')
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         if self.compile is not False:
@@ -70,3 +84,135 @@ class TemperatureHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         done = runner.iter / max(1, runner.max_iters - 1)
         bare(runner.model).backbone.set_temperature(self.start * (self.end / self.start) ** done)
+
+
+@HOOKS.register_module()
+class SeedHook(Hook):
+    """Makes what an iteration draws at random depend on seed, iteration and rank alone."""
+
+    priority = 'VERY_HIGH'  # other hooks may draw too
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        # The last number keeps this apart from the seeds of samples.
+        seed_all(runner.seed, runner.iter, get_rank(), 1)
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stops the training where a loss is NaN or infinite.
+
+    Raises:
+        TrainingStopped: With the iteration, the losses, the images of this process's
+            batch and the last good checkpoint.
+    """
+
+    priority = 'VERY_HIGH'  # before anything of this iteration is logged or saved
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        losses = {name: value.item() for name, value in (outputs or {}).items()
+                  if 'loss' in name and isinstance(value, torch.Tensor) and value.numel() == 1}
+        if all(map(_finite, losses.values())):
+            return
+        told = ', '.join(f'{name} {value}' for name, value in losses.items())
+        images = ', '.join(_images(data_batch)) or 'unknown'
+        raise TrainingStopped(
+            f'at iteration {runner.iter + 1} a loss is not finite: {told}. Images of the batch '
+            f'(rank {get_rank()}): {images}. Nothing was saved since; '
+            f'{last_good(runner.work_dir)}. Look at the images and their annotations, lower the '
+            'learning rate or clip gradients, and go on with --resume')
+
+
+def _finite(number: float) -> bool:
+    return abs(number) < float('inf')
+
+
+def _images(batch: Any) -> Iterator[str]:
+    """The paths of the images in a batch of whatever form."""
+    if hasattr(batch, 'img_path'):
+        yield str(batch.img_path)
+    elif isinstance(batch, dict):
+        for value in batch.values():
+            yield from _images(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _images(value)
+
+
+@HOOKS.register_module()
+class CheckpointHook(_CheckpointHook):
+    """mmengine's, which removes a checkpoint only when what takes its place is there.
+
+    A training that was killed while it was validated is validated when it goes on. Several
+    processes validate the network that is saved.
+    """
+
+    def before_train(self, runner):
+        super().before_train(runner)
+        if isinstance(self.file_backend, LocalBackend):
+            self.file_backend = _RemovingLater()
+        if not runner.iter and is_main_process():
+            self._validated(runner).unlink(missing_ok=True)
+        due = [bool(runner.iter) and self._lacks_validation(runner)]
+        broadcast_object_list(due)  # other machines may not see the work dir of the first
+        if due[0]:
+            runner.logger.info('The validation that the checkpoint was to have is made up for')
+            runner.val_loop.run()
+
+    def before_val_epoch(self, runner):
+        # Each process has BatchNorm statistics of its own; those of the first are saved.
+        for buffer in bare(runner.model).buffers():
+            broadcast(buffer)
+
+    def after_val_epoch(self, runner, metrics):
+        super().after_val_epoch(runner, metrics)
+        if is_main_process():
+            with replacing(self._validated(runner)) as half:
+                half.write_text(str(_step(runner.train_loop)))
+
+    def _save_checkpoint_with_step(self, runner, step, meta):
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self._remove_replaced()
+
+    def _save_best_checkpoint(self, runner, metrics):
+        super()._save_best_checkpoint(runner, metrics)
+        self._remove_replaced()
+
+    def _remove_replaced(self):
+        if isinstance(self.file_backend, _RemovingLater):
+            self.file_backend.remove_now()
+
+    @staticmethod
+    def _validated(runner) -> Path:
+        """The file that says up to where the training was validated."""
+        return Path(runner.work_dir) / 'last_validation'
+
+    def _lacks_validation(self, runner) -> bool:
+        loop, path = runner.train_loop, self._validated(runner)
+        step = _step(loop)
+        if runner.val_loop is None or step < loop.val_begin or (
+                path.is_file() and int(path.read_text()) >= step):
+            return False
+        last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+        return step % loop.val_interval == 0 or step == last
+
+
+def _step(loop: BaseLoop) -> int:
+    """How far a training has come, in what its checkpoints and validations are counted in."""
+    return loop.epoch if isinstance(loop, EpochBasedTrainLoop) else loop.iter
+
+
+class _RemovingLater(LocalBackend):
+    """A folder of checkpoints, out of which files are removed when :meth:`remove_now` says so."""
+
+    def __init__(self):
+        self._waiting = {}
+
+    def remove(self, filepath):
+        self._waiting[filepath] = Path(filepath).stat().st_ino
+
+    def remove_now(self):
+        for path, inode in self._waiting.items():
+            # What has the same name by now is the new one.
+            if Path(path).exists() and Path(path).stat().st_ino == inode:
+                super().remove(path)
+        self._waiting.clear()

@@ -7,19 +7,21 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
-from mmengine.runner import Runner
 
 from mmeffformer.cli import (
     add_config_arguments,
     end_process,
     explained,
+    first_of_machine,
     load_config,
     require_file,
 )
-from mmeffformer.datasets import check_dataset
+from mmeffformer.datasets import check_annotations, check_dataset
 from mmeffformer.deploy.runtimes import open_exported
 from mmeffformer.deploy.serve import ExportedModel
+from mmeffformer.errors import TrainingStopped
 from mmeffformer.hooks import bare
+from mmeffformer.runner import Runner
 from mmeffformer.runs import record_evaluation
 from mmeffformer.weights.fit import check_fit
 
@@ -52,13 +54,15 @@ def main():
         except ValueError:
             parser.error(f'--at-least {word!r}: expected METRIC=VALUE, as coco/bbox_mAP=0.38')
 
-    with explained():
+    with explained((ValueError, OSError, TrainingStopped)):
         cfg = load_config(args)
         if args.model:
             exported = open_exported(args.model, args.backend)
         else:
             cfg.load_from = require_file(args.checkpoint, 'checkpoint')
         check_dataset(cfg, splits=('test',))
+        if first_of_machine(args):
+            check_annotations(cfg, splits=('test',))
         if 'backbone' in cfg.model:  # the checkpoint has every weight, so none are fetched
             cfg.model.backbone.init_cfg = None
         if args.deploy:
@@ -69,15 +73,15 @@ def main():
             # Some versions of mmseg draw every 50th batch unless told otherwise.
             cfg.default_hooks.visualization.update(draw=True, interval=1)
             cfg.visualizer.save_dir = args.show_dir
-    runner = Runner.from_cfg(cfg)
-    with explained():
+        runner = Runner.from_cfg(cfg)
         if args.model:
             runner.model = ExportedModel(bare(runner.model), exported)
         else:
             check_fit(runner.model, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
-    metrics = runner.test()
+    with explained(TrainingStopped):
+        metrics = runner.test()
     if is_main_process() and args.checkpoint:
         record_evaluation(runner, args.config, args.checkpoint, metrics)
     low = [f'{metric} is {metrics.get(metric)}, expected at least {floor}'

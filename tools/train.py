@@ -2,16 +2,19 @@
 from argparse import ArgumentParser
 
 import torch
-from mmengine.runner import Runner, find_latest_checkpoint
 
+from mmeffformer.checkpoints import newest_checkpoint
 from mmeffformer.cli import (
     add_config_arguments,
     end_process,
     explained,
+    first_of_machine,
     load_config,
     require_file,
 )
-from mmeffformer.datasets import check_dataset
+from mmeffformer.datasets import check_annotations, check_dataset
+from mmeffformer.errors import TrainingStopped
+from mmeffformer.runner import Runner
 from mmeffformer.weights.fetch import locate
 from mmeffformer.weights.fit import check_fit
 
@@ -20,28 +23,34 @@ def main():
     parser = ArgumentParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from this checkpoint, or from the newest in the work dir, '
-                        'where there is one')
+                        help='go on from this checkpoint, or from the newest whole one in the '
+                        'work dir, or from the start where there is none')
     parser.add_argument('--amp', nargs='?', const='float16', choices=['float16', 'bfloat16'],
-                        help='train in mixed precision (on a GPU)')
+                        help='train in mixed precision; float16 on a GPU only')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate from the recipe's batch size to the actual")
     args = parser.parse_args()
-    if args.amp and not torch.cuda.is_available():
-        parser.error('--amp needs a GPU, and torch finds none here; leave it out')
+    if args.amp == 'float16' and not torch.cuda.is_available():
+        parser.error('--amp float16 needs a GPU, and torch finds none here; use --amp bfloat16')
 
-    with explained():
+    with explained((ValueError, OSError, TrainingStopped)):
         cfg = load_config(args)
         checkpoint = args.resume
         if args.resume == 'auto':
-            checkpoint = find_latest_checkpoint(cfg.work_dir)
+            checkpoint = newest_checkpoint(cfg.work_dir)
         if checkpoint:
             cfg.resume, cfg.load_from = True, require_file(checkpoint, 'checkpoint')
             if 'backbone' in cfg.model:  # what it started from is not needed, so not fetched
                 cfg.model.backbone.init_cfg = None
         check_dataset(cfg, splits=('train', 'val'))
+        if first_of_machine(args):
+            check_annotations(cfg, splits=('train', 'val'))
         fetch_weights(cfg.model.get('backbone') or {})
-        if args.amp:
+        if args.amp == 'bfloat16':  # has the range of float32, so losses need no scale
+            for name in ('dtype', 'loss_scale', 'use_fsdp'):
+                cfg.optim_wrapper.pop(name, None)
+            cfg.optim_wrapper.type = 'mmeffformer.Bf16OptimWrapper'
+        elif args.amp:
             cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic',
                                      dtype=args.amp)
         if args.auto_scale_lr:
@@ -49,11 +58,11 @@ def main():
                 raise ValueError(f'--auto-scale-lr: {args.config} does not say for which batch '
                                  'its learning rate is; add auto_scale_lr=dict(base_batch_size=)')
             cfg.auto_scale_lr.enable = True
-    runner = Runner.from_cfg(cfg)
-    if checkpoint:
-        with explained():
+        runner = Runner.from_cfg(cfg)
+        if checkpoint:
             check_fit(runner.model, checkpoint)
-    runner.train()
+    with explained(TrainingStopped):
+        runner.train()
     end_process()
 
 

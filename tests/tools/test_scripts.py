@@ -1,11 +1,20 @@
-"""What the launch scripts hand on, recorded by stand-ins for ``srun`` and ``python``."""
+"""The launch scripts: what they hand on, recorded by stand-ins for ``srun`` and ``python``, and
+how a job of two processes on CPUs fares, and ends when something happens to one of them."""
 import os
+import signal
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+from mmeffformer.datasets import write_ade20k
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / 'tools'
 KNOWN = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'PORT', 'GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK',
          'SRUN_ARGS')
 # With a space and a star, which a careless script would split and expand.
@@ -85,3 +94,112 @@ def test_slurm_takes_the_sizes_from_the_environment(launched, env, expected):
 
 def test_slurm_fails_as_its_job_does(launched):
     launched('srun', 'slurm_train.sh', *SLURM, status=3)
+
+
+# Each rank saves its weights after every iteration; FAULT happens to rank 1 in the third.
+PROBE = """
+import os, signal
+from pathlib import Path
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Probe(Hook):
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, **kwargs):
+        folder = Path(__file__).parent
+        (folder / f'rank_{runner.rank}').write_text(str(os.getpid()))
+        torch.save(runner.model.module.state_dict(),
+                   folder / f'rank_{runner.rank}_iter_{runner.iter + 1}.pth')
+
+    def before_train_iter(self, runner, batch_idx, **kwargs):
+        if runner.rank == 1 and runner.iter == 2:
+            exec(os.environ['FAULT'])
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'shapes_ade20k'
+    return write_ade20k(folder, train=8, val=2, size=(64, 96), progress=False) or folder
+
+
+@pytest.fixture
+def job(data, tmp_path):
+    """A function that starts dist_train.sh with two processes, and a fault for rank 1, on the
+    tiny segmentor: returns its process; what it prints goes to the file ``log``."""
+    config = tmp_path / 'config.py'
+    (tmp_path / 'probe.py').write_text(PROBE)
+    config.write_text(f'_base_ = {str(ROOT / "tests/data/semfpn_tiny.py")!r}\n'
+                      'custom_imports = dict(imports=["mmeffformer", "probe"])\n'
+                      'custom_hooks = [dict(type="Probe")]\n'
+                      'model = dict(decode_head=dict(norm_cfg=dict(type="SyncBN")))\n')
+    started = []
+
+    def start(fault: str) -> subprocess.Popen:
+        with socket.socket() as listener:
+            listener.bind(('127.0.0.1', 0))
+            port = listener.getsockname()[1]
+        path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+        with open(tmp_path / 'log', 'w') as log:
+            started.append(subprocess.Popen(
+                ['bash', 'tools/dist_train.sh', config, '2', '--data-root', data, '--work-dir',
+                 tmp_path / 'work', '--cfg-options', 'train_cfg.max_iters=1000000',
+                 'train_cfg.val_interval=1000000', 'train_dataloader.batch_size=2'],
+                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, 'PATH': path, 'PORT': str(port), 'FAULT': fault,
+                     'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(
+                         [str(tmp_path), os.environ.get('PYTHONPATH', '')])}))
+        return started[0]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def weights(folder: Path, rank: int, iteration: int) -> dict:
+    return torch.load(folder / f'rank_{rank}_iter_{iteration}.pth', weights_only=True)
+
+
+def same(a: dict, b: dict) -> bool:
+    return {*a} == {*b} and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize('fault, message', [
+    ('os.kill(os.getpid(), signal.SIGKILL)', 'Signal 9 (SIGKILL) received by PID'),
+    ('raise ValueError("picture 7 is missing")', 'ValueError: picture 7 is missing'),
+], ids=['killed', 'raises'])
+def test_a_rank_that_dies_ends_the_job(job, tmp_path, fault, message):
+    process = job(fault)
+    while not (tmp_path / 'rank_1_iter_2.pth').exists() and process.poll() is None:
+        time.sleep(.1)
+    assert process.wait(60) == 1
+    log = (tmp_path / 'log').read_text()
+    assert message in log, log[-3000:]
+    assert not (tmp_path / 'rank_0_iter_3.pth').exists()
+    for rank in range(2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f'rank_{rank}').read_text()), 0)
+    # Until then the two were one training.
+    first, second = (weights(tmp_path, rank, 2) for rank in range(2))
+    assert same(first, second) and not same(first, weights(tmp_path, 0, 1))
+    assert [path.name for path in (tmp_path / 'work').rglob('*.pth')] == ['iter_2.pth']
+    assert log.count('Saving checkpoint at 2 iterations') == 1
+    saved = torch.load(tmp_path / 'work/iter_2.pth', weights_only=False)['state_dict']
+    assert same(saved, first)
+
+
+def test_ranks_end_with_their_launcher():
+    rank = ('import os, time; from mmeffformer.parallel import end_with_launcher; '
+            'end_with_launcher(); print(os.getpid(), flush=True); time.sleep(600)')
+    launcher = subprocess.Popen(
+        [sys.executable, '-c', 'import subprocess, sys; '
+         f'subprocess.run([sys.executable, "-c", {rank!r}])'], stdout=subprocess.PIPE, text=True)
+    with launcher:
+        pid = int(launcher.stdout.readline())
+        os.kill(pid, 0)
+        launcher.kill()
+        assert launcher.stdout.read() == ''  # at its end, once the rank has closed it
