@@ -55,6 +55,6 @@ setup(
                       'opencv-python<4.12', 'setuptools<81'],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'openvino>=2024.4', 'nncf>=2.14',
                    'coremltools>=8', 'scipy'],
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'timm', 'transformers>=4.46,<5'],
+        'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'timm', 'transformers>=4.46,<5'],
     },
 )
