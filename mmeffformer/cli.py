@@ -43,6 +43,8 @@ def explained(kinds: Errors = (ValueError, OSError)) -> Iterator[None]:
         yield
     except kinds as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    except KeyboardInterrupt:
+        sys.exit(f'{Path(sys.argv[0]).name}: stopped')
 
 
 def require_file(path: str, what: str) -> str:
@@ -61,7 +63,10 @@ def load_config(args: Namespace) -> Config:
     """
     require_file(args.config, 'config')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except SyntaxError as error:
+        raise ValueError(f'{args.config}, or a base of it, is no valid Python: {error}') from error
     if args.data_root:
         set_data_root(cfg, args.data_root)
     if args.cfg_options:

@@ -1,7 +1,9 @@
 """What a Runner can be told to do: for speed, with results that stay the same to rounding, while a
 supernet is trained, and (our Runner always does) to lose nothing of a training."""
+import math
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Iterator, Optional, Union
 
 import torch
 from mmengine.dist import broadcast, broadcast_object_list, get_rank, is_main_process
@@ -9,11 +11,11 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
-from .checkpoints import last_good
+from .checkpoints import checkpoints, last_good
 from .datasets.repeatable import seed_all
 from .deploy.fuse import fuse
 from .errors import TrainingStopped
@@ -45,8 +47,8 @@ class SpeedHook(Hook):
     def before_run(self, runner):
         model = bare(runner.model)
         if self.channels_last and isinstance(runner.model, FullyShardedDataParallel):
-            raise ValueError('channels_last=True of SpeedHook: weights that are divided have no '
-                             'memory format; set default_hooks.speed.channels_last=False')
+            raise TrainingStopped('channels_last=True of SpeedHook: weights that are divided have '
+                                  'no memory format; set default_hooks.speed.channels_last=False')
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         if self.compile is not False:
@@ -111,19 +113,16 @@ class FiniteLossHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         losses = {name: value.item() for name, value in (outputs or {}).items()
                   if 'loss' in name and isinstance(value, torch.Tensor) and value.numel() == 1}
-        if all(map(_finite, losses.values())):
+        if all(map(math.isfinite, losses.values())):
             return
         told = ', '.join(f'{name} {value}' for name, value in losses.items())
         images = ', '.join(_images(data_batch)) or 'unknown'
         raise TrainingStopped(
             f'at iteration {runner.iter + 1} a loss is not finite: {told}. Images of the batch '
             f'(rank {get_rank()}): {images}. Nothing was saved since; '
-            f'{last_good(runner.work_dir)}. Look at the images and their annotations, lower the '
-            'learning rate or clip gradients, and go on with --resume')
-
-
-def _finite(number: float) -> bool:
-    return abs(number) < float('inf')
+            f'{last_good(runner.work_dir)}. Look at the images and their annotations, clip '
+            'gradients and go on with --resume, which keeps the learning rate; for a lower one '
+            'start from those weights with --cfg-options load_from=FILE')
 
 
 def _images(batch: Any) -> Iterator[str]:
@@ -149,9 +148,18 @@ class CheckpointHook(_CheckpointHook):
     def before_train(self, runner):
         super().before_train(runner)
         if isinstance(self.file_backend, LocalBackend):
-            self.file_backend = _RemovingLater()
+            self.file_backend = _RemovingLater(self.out_dir)
+            # A checkpoint says which file is the best: another training's, or a lie. Its like in
+            # this one's folder is replaced, nothing elsewhere.
+            self.best_ckpt_path = self._here(getattr(self, 'best_ckpt_path', None))
+            self.best_ckpt_path_dict = {key: self._here(path) for key, path in getattr(
+                self, 'best_ckpt_path_dict', {}).items()}
         if not runner.iter and is_main_process():
             self._validated(runner).unlink(missing_ok=True)
+            if old := checkpoints(runner.work_dir):
+                runner.logger.warning(
+                    f'{runner.work_dir} has checkpoints of a training before, {old[0].name} for '
+                    'one; give each training a --work-dir of its own')
         due = [bool(runner.iter) and self._lacks_validation(runner)]
         broadcast_object_list(due)  # other machines may not see the work dir of the first
         if due[0]:
@@ -164,13 +172,23 @@ class CheckpointHook(_CheckpointHook):
             broadcast(buffer)
 
     def after_val_epoch(self, runner, metrics):
+        if not isinstance(runner._train_loop, BaseLoop):
+            return  # Runner.val(), which trains nothing
         super().after_val_epoch(runner, metrics)
         if is_main_process():
-            with replacing(self._validated(runner)) as half:
+            with _written(runner), replacing(self._validated(runner)) as half:
                 half.write_text(str(_step(runner.train_loop)))
 
+    def before_save_checkpoint(self, runner, checkpoint):
+        # Functions, as OneCycleLR's, are code, which is not read again; schedulers have their own.
+        states = checkpoint.get('param_schedulers') or []
+        for state in states if isinstance(states, list) else sum(states.values(), []):
+            for key in [key for key, value in state.items() if callable(value)]:
+                del state[key]
+
     def _save_checkpoint_with_step(self, runner, step, meta):
-        super()._save_checkpoint_with_step(runner, step, meta)
+        with _written(runner):  # the record, last_checkpoint
+            super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_replaced()
 
     def _save_best_checkpoint(self, runner, metrics):
@@ -181,6 +199,9 @@ class CheckpointHook(_CheckpointHook):
         if isinstance(self.file_backend, _RemovingLater):
             self.file_backend.remove_now()
 
+    def _here(self, path: Optional[str]) -> Optional[str]:
+        return path and str(Path(self.out_dir, Path(path).name))
+
     @staticmethod
     def _validated(runner) -> Path:
         """The file that says up to where the training was validated."""
@@ -189,11 +210,25 @@ class CheckpointHook(_CheckpointHook):
     def _lacks_validation(self, runner) -> bool:
         loop, path = runner.train_loop, self._validated(runner)
         step = _step(loop)
+        if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+            return False  # which says itself when it validates
+        loop._decide_current_val_interval()  # by dynamic_intervals
         if runner.val_loop is None or step < loop.val_begin or (
-                path.is_file() and int(path.read_text()) >= step):
+                path.is_file() and _number(path.read_text(errors='replace')) >= step):
             return False
         last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
         return step % loop.val_interval == 0 or step == last
+
+
+@contextmanager
+def _written(runner):
+    """Within, stop the training with one message where its work dir cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingStopped(
+            f'{runner.work_dir} could not be written to: {error.strerror or error}. Mend that and '
+            f'go on with --resume; {last_good(runner.work_dir)}') from error
 
 
 def _step(loop: BaseLoop) -> int:
@@ -201,14 +236,26 @@ def _step(loop: BaseLoop) -> int:
     return loop.epoch if isinstance(loop, EpochBasedTrainLoop) else loop.iter
 
 
-class _RemovingLater(LocalBackend):
-    """A folder of checkpoints, out of which files are removed when :meth:`remove_now` says so."""
+def _number(text: str) -> int:
+    return int(text) if text.strip().isdecimal() else 0
 
-    def __init__(self):
-        self._waiting = {}
+
+class _RemovingLater(LocalBackend):
+    """A folder of checkpoints, out of which files are removed when :meth:`remove_now` says so.
+
+    Nothing else is removed: what is to be is read from checkpoints.
+    """
+
+    def __init__(self, folder: str):
+        self._folder, self._waiting = Path(folder).resolve(), {}
 
     def remove(self, filepath):
-        self._waiting[filepath] = Path(filepath).stat().st_ino
+        path = Path(filepath).resolve()
+        if path.parent == self._folder and path.suffix == '.pth':
+            self._waiting[filepath] = path.stat().st_ino
+
+    def rmtree(self, dir_path):
+        pass  # of another library's checkpoints
 
     def remove_now(self):
         for path, inode in self._waiting.items():

@@ -5,7 +5,10 @@ can be left half written, and the one before it is removed first.
 """
 from pathlib import Path
 
-from mmengine.dist import get_rank, get_world_size, master_only
+from mmengine.dist import all_gather_object, get_rank, get_world_size, master_only
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch.utils.data import DataLoader
 
@@ -17,7 +20,8 @@ from .files import replacing
 from .hooks import FiniteLossHook, SeedHook, bare
 from .parallel import Sharding
 from .registry import RUNNERS
-from .weights.fit import read_model
+from .weights.door import check_finite, read_model
+from .weights.read import read_checkpoint
 
 
 @RUNNERS.register_module()
@@ -38,29 +42,43 @@ class Runner(Sharding, _Runner):
     """
 
     _done = 0  # iterations that the training resumed has had
+    _saved = False  # whether a checkpoint of it could be read again
 
     @classmethod
     def from_cfg(cls, cfg):
         """As mmengine's.
 
         Raises:
-            ValueError: There are checkpoints to resume from, and none is whole.
+            ValueError: There are checkpoints to resume from, and none is whole, or the one named
+            is not of a training.
+        TrainingStopped: Processes on several machines would go on from different ones.
         """
         cfg, meta = cfg.copy(), {}
         if cfg.get('resume'):
             cfg['load_from'] = cfg.get('load_from') or newest_checkpoint(cfg['work_dir'])
             if cfg['load_from']:
-                meta = read_model(cfg['load_from']).get('meta') or {}
+                meta = _meta_to_resume(cfg['load_from'])
         if meta.get('seed') is not None:  # before the order of the samples is drawn
             cfg['randomness'] = dict(cfg.get('randomness') or {}, seed=meta['seed'])
         runner = super().from_cfg(cfg)
         runner._done = meta.get('iter', 0)
         return runner
 
+    def setup_env(self, env_cfg):
+        super().setup_env(env_cfg)
+        # Before anything is drawn: processes that disagree would wait for each other for ever.
+        given = self.cfg.get('load_from') if self.cfg.get('resume') else ''
+        found = {*all_gather_object(Path(given or 'none').name)}
+        if len(found) > 1:
+            raise TrainingStopped(
+                'the processes would go on from different checkpoints: '
+                f'{", ".join(sorted(found))}. All machines have to see the same work dir')
+
     def register_hooks(self, default_hooks=None, custom_hooks=None):
         default_hooks = dict(default_hooks or {})
         saving = default_hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
-        if isinstance(saving, dict) and saving.get('type') == 'CheckpointHook':
+        if isinstance(saving, dict) and saving.get('type') in (
+                'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
             default_hooks['checkpoint'] = dict(saving, type='mmeffformer.CheckpointHook')
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(SeedHook())
@@ -73,15 +91,41 @@ class Runner(Sharding, _Runner):
             replace(loader, dataset=RepeatableDataset(loader.dataset))
         return loader
 
+    def resume(self, filename, *args, **kwargs):
+        """As mmengine's.
+
+        Raises:
+            TrainingStopped: The checkpoint is of another optimizer or schedule than the config.
+        """
+        try:
+            super().resume(filename, *args, **kwargs)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TrainingStopped(
+                f'the training in {filename} cannot be gone on with by this config: '
+                f'{type(error).__name__}: {error}. Expected the optimizer, the schedule and the '
+                'hooks that it was saved with; to start anew from its weights, use --cfg-options '
+                f'load_from={filename}') from error
+        wrappers = self.optim_wrapper
+        for wrapper in wrappers.values() if isinstance(wrappers, OptimWrapperDict) else [wrappers]:
+            lacking = {*wrapper.optimizer.defaults} - {*wrapper.param_groups[0]}
+            if lacking:
+                raise TrainingStopped(
+                    f'{filename} was trained with another optimizer: it has no '
+                    f'{", ".join(sorted(lacking))}, which {type(wrapper.optimizer).__name__} '
+                    'needs. To start anew from its weights, use --cfg-options '
+                    f'load_from={filename}')
+
     def build_train_loop(self, loop):
         cfg = self._train_dataloader
         if isinstance(cfg, dict) and isinstance(loop, dict):
             # A loop of epochs goes on from the start of one.
-            by_iter = loop.get('type') == 'IterBasedTrainLoop' or not loop.get('by_epoch', True)
+            passes_over = not loop.get('fast_forward_on_resume') and (
+                loop.get('type') in ('IterBasedTrainLoop', IterBasedTrainLoop)
+                or not loop.get('by_epoch', True))
             loader = self.build_dataloader(
                 cfg, self.seed, self._randomness_cfg.get('diff_rank_seed', False))
             batches = Batches(loader.batch_sampler, self.seed, get_rank(), get_world_size(),
-                              self._done if by_iter else 0)
+                              self._done if passes_over else 0)
             self._train_dataloader = replace(loader, sampler=batches, batch_sampler=batches)
         try:
             return super().build_train_loop(loop)
@@ -103,20 +147,42 @@ class Runner(Sharding, _Runner):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
         path = Path(out_dir) / filename
-        broken = [key for key, value in bare(self.model).state_dict().items()
-                  if not value.isfinite().all()]
-        if broken:
-            raise TrainingStopped(
-                f'{len(broken)} tensors have values that are NaN or infinite at iteration '
-                f'{self.iter + 1}, first {broken[0]}, so {path} is not written; '
-                f'{last_good(self.work_dir)}')
         try:
+            check_finite(bare(self.model).state_dict(), path)
             with replacing(path) as half:
                 super().save_checkpoint(str(out_dir), half.name, *args, **kwargs)
+                if not self._saved:  # else it would be found out only when it is needed
+                    read_checkpoint(half)
+                    self._saved = True
+        except ValueError as error:
+            raise TrainingStopped(
+                f'at iteration {self.iter + 1}: {error}. So it is not written; '
+                f'{last_good(self.work_dir)}') from error
         except OSError as error:
             raise TrainingStopped(
                 f'{path} could not be written: {error.strerror or error}. Mend that and go on '
                 f'with --resume; {last_good(self.work_dir)}') from error
+
+
+def _meta_to_resume(path: str) -> dict:
+    """Return what a checkpoint tells of its training.
+
+    Raises:
+        ValueError: It is not one that a training can go on from.
+    """
+    checkpoint = read_model(path)
+    check_finite(checkpoint, path)
+    meta = checkpoint.get('meta')
+    if (not isinstance(meta, dict) or not isinstance(checkpoint.get('message_hub'), dict)
+            or not {'optimizer', 'param_schedulers'} & {*checkpoint}
+            or not all(isinstance(meta.get(name), int) and meta[name] >= 0
+                       for name in ('iter', 'epoch'))
+            or not isinstance(meta.get('seed', 0), int)):
+        raise ValueError(
+            f'{path} holds weights, but not how far a training has come, its optimizer and its '
+            'schedule, as best_*.pth do not: a training cannot go on from it. To start a new one '
+            f'with these weights, use --cfg-options load_from={path}')
+    return meta
 
 
 def replace(loader: DataLoader, **parts) -> DataLoader:

@@ -1,4 +1,7 @@
 """Which checkpoint a training goes on from."""
+import os
+import time
+
 import pytest
 import torch
 
@@ -28,13 +31,25 @@ def test_nothing_there(tmp_path):
 
 
 def test_the_record_tells_of_other_folders_and_names(tmp_path):
-    newest = save(tmp_path / 'out/step-30.pth')
-    save(tmp_path / 'out/step-20.pth')
     save(tmp_path / 'work/iter_90.pth')  # of a training before
+    save(tmp_path / 'out/step-40.pth')
+    last = save(tmp_path / 'out/step-20.pth')
     (tmp_path / 'work/last_checkpoint').write_text(f'{tmp_path}/out/step-20.pth\n')
+    os.utime(tmp_path / 'work/last_checkpoint', (time.time() + 9,) * 2)
+    assert newest_checkpoint(tmp_path / 'work') == str(last)
+    # Killed between the checkpoint and its record.
+    newest = save(tmp_path / 'out/step-30.pth')
+    os.utime(newest, (time.time() + 99,) * 2)
     assert newest_checkpoint(tmp_path / 'work') == str(newest)
     (tmp_path / 'work/last_checkpoint').write_text('')  # killed while it was written
     assert newest_checkpoint(tmp_path / 'work') == str(tmp_path / 'work/iter_90.pth')
+
+
+def test_a_copied_work_dir_has_its_own(tmp_path):
+    for step, folder in ((4, 'copy'), (4, 'original'), (8, 'original')):
+        save(tmp_path / folder / f'iter_{step}.pth')
+    (tmp_path / 'copy/last_checkpoint').write_text(f'{tmp_path}/original/iter_4.pth')
+    assert newest_checkpoint(tmp_path / 'copy') == str(tmp_path / 'copy/iter_4.pth')
 
 
 def test_falls_back_as_often_as_needed(tmp_path, monkeypatch):

@@ -50,6 +50,8 @@ class GuardedDataset(Dataset):
         # As by hooks that end an augmentation before the last epochs.
         setattr(self.dataset, name, _guarded(value, self.dataset) if name == 'pipeline' else value)
 
+    __getitems__ = None  # else torch finds the inner one's, and passes by __getitem__
+
     def __len__(self):
         return len(self.dataset)
 

@@ -5,15 +5,14 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine import DefaultScope
-from mmengine.dataset import Compose
+from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
@@ -58,8 +57,23 @@ def sources(cfg, splits: Sequence[str]) -> List[Source]:
             else:
                 found.append(([split], leaf))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        return [Source(', '.join(dict.fromkeys(names)), DATASETS.build(
-            dict(leaf, lazy_init=True))) for names, leaf in found]
+        return [Source(', '.join(dict.fromkeys(names)), _unloaded(leaf)) for names, leaf in found
+                if _is_known(leaf)]
+
+
+def _is_known(leaf: dict) -> bool:
+    """Whether a data set is one of mmengine's kind, which alone can be built without loading."""
+    kind = leaf.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    return kind is None or isinstance(kind, type) and issubclass(kind, BaseDataset)
+
+
+def _unloaded(leaf: dict) -> Dataset:
+    try:
+        return DATASETS.build(dict(leaf, lazy_init=True))
+    except (KeyError, TypeError, ImportError) as error:
+        raise ValueError(f'the data set {leaf.get("type")!r} of the config cannot be built: '
+                         f'{error}') from error
 
 
 def is_coco(dataset: Dataset) -> bool:
@@ -93,6 +107,19 @@ def labels_of(dataset: Dataset, pipeline: Compose) -> Labels:
                   {255, getattr(dataset, 'ignore_index', 255)})
 
 
+def _labels_alone(dataset: Dataset, samples: List[Sample]) -> List[Fault]:
+    """Faults of a data set that lists its images by their folder: label maps without an image."""
+    folder = (getattr(dataset, 'data_prefix', None) or {}).get('seg_map_path')
+    suffix = getattr(dataset, 'seg_map_suffix', None)
+    if getattr(dataset, 'ann_file', None) or not folder or not suffix or getattr(
+            dataset, 'backend_args', None):
+        return []
+    known = {os.path.normpath(sample.labels) for sample in samples if sample.labels}
+    return [Fault('missing image', str(path), f'a label map without an image{_suffix(dataset)}')
+            for path in sorted(Path(folder).rglob(f'*{suffix}'))
+            if os.path.normpath(path) not in known]
+
+
 def samples_of(dataset: Dataset) -> Tuple[List[Fault], List[Sample]]:
     """Read the annotation file, or list the folders, of a data set that is not loaded.
 
@@ -118,12 +145,13 @@ def samples_of(dataset: Dataset) -> Tuple[List[Fault], List[Sample]]:
     except Exception as error:  # any a data set may have
         return [Fault('wrong form', where, f'{type(dataset).__name__} fails to read it: '
                       f'{type(error).__name__}: {error}')], []
+    entries = [image for entry in entries for image in entry.get('images', [entry])]  # of videos
     samples = [Sample(entry['img_path'], entry.get('img_id'), size_in(entry),
                       entry.get('seg_map_path')) for entry in entries if entry.get('img_path')]
     if not samples:
         return [Fault('no images', where, f'{type(dataset).__name__} finds none'
                       f'{_suffix(dataset)}')], []
-    seen, faults = set(), []
+    seen, faults = set(), _labels_alone(dataset, samples)
     for sample in samples:
         if sample.image in seen:
             faults.append(Fault('repeated image', sample.image, f'in {where}', sample.image_id))
@@ -162,21 +190,6 @@ def check_annotations(cfg, splits: Sequence[str] = ('train', 'val')) -> None:
         lines = [f'  {fault.kind}: {fault}' for fault in found[:10]]
         lines += [f'  and {len(found) - 10:,} more'] if len(found) > 10 else []
         raise BrokenData('\n'.join(['the annotations of this config are broken:', *lines, ADVICE]))
-
-
-@contextmanager
-def explained_build(dataset) -> Iterator[None]:
-    """Where building a data set fails, raise BrokenData if its annotations are why.
-
-    Args:
-        dataset (dict): Its config, in the scope that is the default at the time.
-    """
-    try:
-        yield
-    except Exception:
-        # Nothing but what is found: another error has its traceback for a reason.
-        check_annotations(dict(train_dataloader=dict(dataset=dataset)), ['train'])
-        raise
 
 
 def inspect(cfg, splits: Sequence[str] = ('train', 'val', 'test'), workers: int = 1,

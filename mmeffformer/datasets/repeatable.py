@@ -3,7 +3,7 @@
 Not on the worker process that makes them, nor on how often the training was interrupted.
 """
 import random
-from typing import Iterator, List, Optional
+from typing import Any, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -25,18 +25,11 @@ def seed_all(*position: int) -> None:
     torch.manual_seed(seed)
 
 
-class Index(int):
+class Index(NamedTuple):
     """The index of a sample, with what it is to be seeded by; None of a sample not wanted."""
 
+    index: Any
     position: Optional[tuple]
-
-    def __new__(cls, index: int, position: Optional[tuple]):
-        made = super().__new__(cls, index)
-        made.position = position
-        return made
-
-    def __reduce__(self):  # to the workers
-        return Index, (int(self), self.position)
 
 
 class Batches:
@@ -65,14 +58,14 @@ class Batches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[List[Index]]:
-        epoch = getattr(self.sampler, 'epoch', 0)
-        for i, batch in enumerate(self.batches):
+        epoch, at = getattr(self.sampler, 'epoch', 0), 0
+        for batch in self.batches:
             self.done -= 1
             if self.done < 0 or self._given:
-                at = i * self.batch_size
                 yield [Index(index, None if self.done >= 0 else (
                     self.seed, epoch, (at + k) * self.world_size + self.rank))
                        for k, index in enumerate(batch)]
+            at += len(batch)
 
     @property
     def skip(self):
@@ -94,4 +87,4 @@ class RepeatableDataset(GuardedDataset):
         if index.position is None:
             return {}
         seed_all(*index.position)
-        return super().__getitem__(int(index))
+        return super().__getitem__(index.index)

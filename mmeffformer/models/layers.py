@@ -88,6 +88,8 @@ def _tried(made: Callable[[], nn.Module], shape: Tuple[int, ...], said: str) -> 
     """Return ``made()`` once it has given a map of ``shape`` for a map of ``shape``."""
     try:
         module = made()
+        if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
+            return module  # of a network that is only looked at
         shape_out = module.eval()(torch.zeros(shape)).shape
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f'{said}: {type(error).__name__}: {error}; expected what keeps the shape '

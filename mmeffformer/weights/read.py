@@ -97,7 +97,7 @@ def _read_zip(path: Path) -> Any:
     if _directory_size(path) > MAX_DIRECTORY:
         raise RefusedError('has a table of contents too large for any network')
     with zipfile.ZipFile(path) as archive:
-        if any(re.fullmatch(r'([^/]*/)?(constants\.pkl|code/.*)', name)
+        if any(re.fullmatch(r'([^/]*/)?(constants\.pkl|code/.*\.py(\.debug_pkl)?)', name)
                for name in archive.namelist()):
             raise RefusedError('is a TorchScript program, which could do anything. Expected '
                                'weights alone: torch.save(model.state_dict(), path)')

@@ -226,10 +226,50 @@ def test_weights_that_are_no_numbers_are_not_saved(data, tmp_path):
     printed, code = train(tmp_path, *data, fault=('no number after iteration', 4), expect=1)
     assert code == 1 and 'Traceback' not in printed
     assert printed.endswith(
-        'train.py: 1 tensors have values that are NaN or infinite at iteration 4, first '
-        f'decode_head.conv_seg.bias, so {tmp_path}/iter_4.pth is not written; the last good '
-        f'checkpoint is {tmp_path}/iter_2.pth\n')
+        f'train.py: at iteration 4: checkpoint {tmp_path}/iter_4.pth has 1 tensors with values '
+        'that are NaN or infinite, first decode_head.conv_seg.bias. So it is not written; the '
+        f'last good checkpoint is {tmp_path}/iter_2.pth\n')
     assert left(tmp_path) == {'iter_2.pth'}
+
+
+def test_a_checkpoint_removes_nothing_of_others(data, never_killed, tmp_path):
+    reference, _ = never_killed
+    victim = tmp_path / 'thesis.pth'
+    victim.write_text('of somebody')
+    checkpoint = torch.load(reference / 'iter_10.pth', weights_only=False)
+    checkpoint['message_hub']['runtime_info'].update(best_ckpt=str(victim), best_score=-1.)
+    torch.save(checkpoint, tmp_path / 'stranger.pth')
+    printed, _ = train(tmp_path / 'work', *data, '--resume', tmp_path / 'stranger.pth')
+    assert 'best_mIoU_iter_12.pth' in left(tmp_path / 'work')
+    assert victim.read_text() == 'of somebody'
+
+
+@pytest.mark.parametrize('change, said', [
+    (lambda file: (file.pop('optimizer'), file.pop('param_schedulers')), 'holds weights, but'),
+    (lambda file: file['meta'].pop('iter'), 'holds weights, but'),
+    (lambda file: file['optimizer'].update(param_groups=[]), 'cannot be gone on with'),
+])
+def test_what_is_no_training_is_not_gone_on_with(data, never_killed, tmp_path, change, said):
+    checkpoint = torch.load(never_killed[0] / 'iter_10.pth', weights_only=False)
+    change(checkpoint)
+    path = tmp_path / 'other.pth'
+    torch.save(checkpoint, path)
+    printed, _ = train(tmp_path / 'work', *data, '--resume', path, expect=1)
+    assert f'{path} {said}' in printed and 'Traceback' not in printed
+    assert f'load_from={path}' in printed and not left(tmp_path / 'work')
+
+
+def test_schedules_that_hold_functions_can_be_gone_on_with(data, tmp_path):
+    config = tmp_path / 'one_cycle.py'
+    config.write_text(f"""
+_base_ = '{SEGMENTOR}'
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.01, total_steps=12, by_epoch=False)]
+""")
+    train(tmp_path / 'whole', *data, config=config)
+    (tmp_path / 'half').mkdir()
+    shutil.copy(tmp_path / 'whole/iter_10.pth', tmp_path / 'half')
+    train(tmp_path / 'half', *data, '--resume', config=config)
+    assert_same(tmp_path / 'whole', tmp_path / 'half')
 
 
 def test_a_validation_cut_short_is_made_up_for(data, tmp_path):

@@ -98,7 +98,7 @@ def test_slurm_fails_as_its_job_does(launched):
 
 # Each rank saves its weights after every iteration; FAULT happens to rank 1 in the third.
 PROBE = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 import torch
 from mmengine.hooks import Hook
@@ -116,6 +116,8 @@ class Probe(Hook):
 
     def before_train_iter(self, runner, batch_idx, **kwargs):
         if runner.rank == 1 and runner.iter == 2:
+            while not (Path(runner.work_dir) / 'last_checkpoint').exists():  # by the other rank
+                time.sleep(.1)
             exec(os.environ['FAULT'])
 """
 

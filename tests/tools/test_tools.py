@@ -84,7 +84,8 @@ def test_evaluation_is_of_the_checkpoint_given(trained, tmp_path):
 ])
 def test_checkpoints_of_other_models_are_refused(trained, tmp_path, tool, options):
     path = tmp_path / 'backbone.pth'
-    torch.save(EfficientFormer('l1').state_dict(), path)
+    torch.save(dict(EfficientFormer('l1').state_dict(), optimizer={}, message_hub={},
+                    meta=dict(iter=1, epoch=0)), path)
     options = [option.format(data=trained[0], out=tmp_path) for option in options]
     given = [DEMO, *options, path] if '--resume' in options else [DEMO, path, *options]
     printed = run(tool, *given, expect=1)
@@ -217,7 +218,7 @@ def test_missing_data_is_told_before_a_model_is_built(tmp_path):
     (['tools/infer.py', DEMO, 'nope.pth', 'a.jpg', '--limit', '0'], 'expected 1 or more'),
     (['tools/train.py', DEMO, '--resume', 'nope.pth'], "checkpoint 'nope.pth' does not exist"),
     (['tools/model_stats.py', 'l1', '--shape', '-5', '224'], 'expected a height and a width'),
-    (['tools/model_stats.py', 'l1', '--shape', '16', '224'], 'must be at least 32'),
+    (['tools/model_stats.py', 'l1', '--shape', '16', '224'], 'expected at least 32'),
     (['tools/model_stats.py', 'configs/_base_/default_runtime.py'], 'has no model.backbone'),
     (['tools/train.py', 'configs/_base_/default_runtime.py'], 'has no model: expected'),
     (['tools/model_stats.py', 'l2'], "arch 'l2' is unknown"),
