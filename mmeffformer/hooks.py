@@ -10,23 +10,16 @@ from mmengine.dist import broadcast, broadcast_object_list, get_rank, is_main_pr
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
-from torch import nn
 
 from .checkpoints import checkpoints, last_good
 from .datasets.repeatable import seed_all
 from .deploy.fuse import fuse
 from .errors import TrainingStopped
 from .files import replacing
-from .parallel import FullyShardedDataParallel
+from .parallel import FullyShardedDataParallel, bare
 from .registry import HOOKS
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """Return the model inside a wrapper, as of a job of several processes."""
-    return model.module if is_model_wrapper(model) else model
 
 
 @HOOKS.register_module()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
@@ -29,6 +29,11 @@ try:
     from torch.distributed.tensor import DTensor, distribute_tensor
 except ImportError:  # torch before 2.6
     fully_shard = None
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the model inside a wrapper, as of a job of several processes."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def end_with_launcher() -> None:

@@ -17,8 +17,8 @@ from .datasets.guarded import GuardedDataset
 from .datasets.repeatable import Batches, RepeatableDataset
 from .errors import TrainingStopped
 from .files import replacing
-from .hooks import FiniteLossHook, SeedHook, bare
-from .parallel import Sharding
+from .hooks import FiniteLossHook, SeedHook
+from .parallel import Sharding, bare
 from .registry import RUNNERS
 from .weights.door import check_finite, read_model
 from .weights.read import read_checkpoint

@@ -102,6 +102,22 @@ def report(found: dict, console: Console) -> None:
     console.print(table)
 
 
+def saved(path: Path) -> dict:
+    """Return the figures of runs before.
+
+    Raises:
+        ValueError: The file is something else.
+    """
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+        for record in found.values():
+            Watched(**record['watched'])
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f'{path} is no file of long_run.py ({error!r}): name another --out, '
+                         'or remove it') from error
+
+
 def main(args: Sequence[str] = None):
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('arch', nargs='+',
@@ -121,7 +137,7 @@ def main(args: Sequence[str] = None):
         for name in ('iterations', 'batch'):
             if getattr(args, name) < 1:
                 raise ValueError(f'--{name} {getattr(args, name)}: expected 1 or more')
-        found = json.loads(args.out.read_text()) if args.out.exists() else {}
+        found = saved(args.out)
     os.environ.setdefault('MALLOC_ARENA_MAX', '1')  # else freed memory stays with threads
     jobs = [(arch, mode, args.iterations, tuple(args.sizes), args.batch)
             for arch in args.arch for mode in args.modes]

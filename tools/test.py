@@ -20,7 +20,7 @@ from mmeffformer.datasets import check_annotations, check_dataset
 from mmeffformer.deploy.runtimes import open_exported
 from mmeffformer.deploy.serve import ExportedModel
 from mmeffformer.errors import TrainingStopped
-from mmeffformer.hooks import bare
+from mmeffformer.parallel import bare
 from mmeffformer.runner import Runner
 from mmeffformer.runs import record_evaluation
 from mmeffformer.weights.fit import check_fit

@@ -16,7 +16,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..hooks import bare
+from ..parallel import bare
 from .cut import Ranking, Widened, cut, kept_channels, rank
 from .subnetwork import Subnetwork
 from .supernet import SuperEfficientFormer

@@ -120,8 +120,9 @@ def _check_hash(path: Path, url: str, name: str):
     found = sha256(path)
     if not found.startswith(said[1]):
         raise ValueError(f'{url} gave another file than its name says: its SHA-256 starts with '
-                         f'{found[:len(said[1])]}, expected {said[1]}. Nothing was kept; it was '
-                         'altered or damaged there or on the way')
+                         f'{found[:len(said[1])]}, expected {said[1]}. Nothing was kept: it was '
+                         'altered or damaged there or on the way, or its name ends in a hash of '
+                         'another kind; then download it yourself and name your copy')
 
 
 def _from_hub(name: str) -> Path:

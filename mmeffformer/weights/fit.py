@@ -2,10 +2,10 @@
 from typing import Mapping
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from ..models.attention import AttentionBias
+from ..parallel import bare
 from .door import read_model
 
 
@@ -31,7 +31,7 @@ def load_fitting(model: nn.Module, path: str) -> dict:
         ValueError: As there.
     """
     state, meta = _read_fitting(model, path)
-    _bare(model).load_state_dict(state, strict=False)  # keys checked already
+    bare(model).load_state_dict(state, strict=False)  # keys checked already
     return meta
 
 
@@ -46,13 +46,9 @@ def dataset_meta(meta: Mapping) -> dict:
     return said if good else {}
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model  # where there are several processes
-
-
 def _read_fitting(model: nn.Module, path: str):
     """Return the weights and the ``meta`` of a checkpoint."""
-    model = _bare(model)
+    model = bare(model)
     checkpoint = read_model(path)
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, Mapping):
