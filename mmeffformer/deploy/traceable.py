@@ -11,6 +11,7 @@ from typing import Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.onnx.operators import shape_as_tensor
 from torchvision.ops import nms, roi_align
 
@@ -32,6 +33,10 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
     """
     if what not in WHAT:
         raise ValueError(f'what={what!r}: expected one of {", ".join(WHAT)}')
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ValueError(f'{name} has track_running_stats=False: what it gives then depends '
+                             'on the batch, which no exported file can do; train it with True')
     if what == 'backbone':
         return Features(getattr(model, 'backbone', model)).eval()
     if getattr(model, 'neck', None) is None:

@@ -105,7 +105,8 @@ class AttentionBias(nn.Module):
         bias = expand_table(self.table, self.stride)
         queries = [(n + self.stride - 1) // self.stride for n in grid]
         size = (queries[0] * queries[1], grid[0] * grid[1])
-        if tuple(bias.shape[1:]) == size:
+        # Traced, that would be so for any size.
+        if tuple(bias.shape[1:]) == size and not torch.jit.is_tracing():
             return bias
         wide = bias[None].to(torch.promote_types(bias.dtype, torch.float32))
         return F.interpolate(wide, size=size, mode='bicubic', align_corners=False)[0]

@@ -190,6 +190,14 @@ OVERFLOWED = ((EfficientFormerV2, dict(
          model_layout=torch.channels_last, seed=25))
 
 
+# Exported on the grid that its table is for, a legacy bias was for that grid alone:
+FROZEN_SIZE = ((EfficientFormerV2, dict(
+    arch=dict(widths=(12, 6, 8, 8), depths=(1, 1, 1, 1), attention_blocks=(0, 0, 1, 1)),
+    bias_grid=3, bias_mode='legacy')),
+    dict(size=(65, 74), batch=1, dtype=torch.float32, layout='contiguous',
+         model_layout=torch.channels_last, seed=74))
+
+
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_group_norm_behind_layers_that_are_not_trained(layout, randomize):
     ours = randomize(GroupNorm(2, 8))
@@ -398,11 +406,12 @@ def test_what_works_is_exported_to_onnx(randomize):
 
     @fuzz(max_examples=max(6, CASES // 100))
     @given(backbones(), inputs())
+    @example(*FROZEN_SIZE)
     def run(backbone, case):
         try:
             check_case(*backbone, dict(case, dtype=torch.float32), randomize, exported)
-        except ValueError:
-            assert statistics_of_one(backbone[1], case)
+        except ValueError as error:
+            assert statistics_of_one(backbone[1], case) or 'track_running_stats' in str(error)
 
     run()
     print(told)
