@@ -139,6 +139,9 @@ class CheckpointHook(_CheckpointHook):
     """
 
     def before_train(self, runner):
+        info = runner.message_hub.runtime_info
+        if 'keep_ckpt_ids' in info:  # parts of names of files to be removed
+            info['keep_ckpt_ids'] = [i for i in info['keep_ckpt_ids'] if isinstance(i, int)]
         super().before_train(runner)
         if isinstance(self.file_backend, LocalBackend):
             self.file_backend = _RemovingLater(self.out_dir)

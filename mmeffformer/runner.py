@@ -50,8 +50,8 @@ class Runner(Sharding, _Runner):
 
         Raises:
             ValueError: There are checkpoints to resume from, and none is whole, or the one named
-            is not of a training.
-        TrainingStopped: Processes on several machines would go on from different ones.
+                is not of a training.
+            TrainingStopped: Processes on several machines would go on from different ones.
         """
         cfg, meta = cfg.copy(), {}
         if cfg.get('resume'):
