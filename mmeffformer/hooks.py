@@ -251,7 +251,7 @@ class _RemovingLater(LocalBackend):
             self._waiting[filepath] = path.stat().st_ino
 
     def rmtree(self, dir_path):
-        pass  # of another library's checkpoints
+        """Leave folders alone: a Runner of ours saves files, so none is a checkpoint of its."""
 
     def remove_now(self):
         for path, inode in self._waiting.items():
