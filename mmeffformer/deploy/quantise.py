@@ -20,7 +20,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ..datasets import check_dataset
 from ..swap import parts
-from .runtimes import META, describe, require
+from .runtimes import META, describe, openvino_core, require
 
 # OpenVINO's operators that compute in int8.
 QUANTISED = {'Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul'}
@@ -114,7 +114,7 @@ def quantise(source: Path, target: Path, images: Sequence[Tensor],
             image = F.interpolate(image, size=shape, mode='bilinear', antialias=True)
         return image.numpy()
 
-    model = openvino.Core().read_model(str(source))
+    model = openvino_core().read_model(str(source))
     others = {op.get_type_name() for op in model.get_ops()} - QUANTISED - UNTYPED
     # Talking heads, a weight times scores, stay as they are. NNCF takes the last axis for that
     # of channels, where here are pairs of tokens, and fails when it corrects the bias.

@@ -1,5 +1,6 @@
 """Exported files, run by ONNX Runtime, OpenVINO or Core ML."""
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Dict, Mapping
 
@@ -28,6 +29,20 @@ def require(module: str, to: str):
     except ImportError as error:
         raise ValueError(f'{to} needs the package {module} ({error}); install what exporting '
                          "needs with pip install -e '.[export]'") from error
+
+
+@cache
+def openvino_core():
+    """Return the one ``openvino.Core`` of this process.
+
+    Compiling with a core sets a stack for signal handlers, and the end of the core sets the one
+    there was before. Where of two the first ends first, the second sets a stack that is freed,
+    and the next handled signal, as of a dataloader's worker, is a segmentation fault (2026.4).
+
+    Raises:
+        ValueError: OpenVINO is not installed.
+    """
+    return require('openvino', 'openvino').Core()
 
 
 def _first_line(error: Exception) -> str:
@@ -105,10 +120,10 @@ class OnnxFile(ExportedFile):
 class OpenVinoFile(ExportedFile):
 
     def _open(self) -> Mapping[str, str]:
-        openvino = require('openvino', 'openvino')
-        model = openvino.Core().read_model(str(self.path))
+        model = openvino_core().read_model(str(self.path))
         # Else a CPU that can compute in bfloat16 does, with its rounding.
-        self.compiled = openvino.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+        self.compiled = openvino_core().compile_model(
+            model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
         return {META: model.get_rt_info(META).astype(str)} if model.has_rt_info(META) else {}
 
     def _run(self, image: np.ndarray) -> Mapping[str, np.ndarray]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..complexity import complexity
 from ..deploy.export import MIN_SIZE, OPSET, export
-from ..deploy.runtimes import INPUT, SUFFIXES, require
+from ..deploy.runtimes import INPUT, SUFFIXES, openvino_core, require
 from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..models.memory import all_kept
 from .timing import Call, kept_bytes, peak_bytes
@@ -408,7 +408,7 @@ def open_onnx(path: Path, image: Tensor, threads: int) -> Call:
 
 def openvino_model(path: Path, threads: int, **properties: Any):
     """Compile a file, with properties of OpenVINO's besides ours."""
-    return require('openvino', 'openvino').compile_model(str(path), 'CPU', {
+    return openvino_core().compile_model(str(path), 'CPU', {
         'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads,
         'PERFORMANCE_HINT': 'LATENCY', **properties})
 

@@ -270,6 +270,26 @@ def test_files_that_cannot_be_opened(build, monkeypatch, tmp_path):
         open_exported(path, 'onnx')
 
 
+CLOSE = """
+import faulthandler, gc, signal, sys
+from mmeffformer.deploy.runtimes import open_exported
+faulthandler.enable()  # sets a stack for signals too
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as a dataloader's
+first, second = (open_exported(sys.argv[1], 'openvino') for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.raise_signal(signal.SIGCHLD)
+"""
+
+
+def test_openvino_files_end_in_any_order(randomize, tmp_path):
+    model, path = randomize(EfficientFormer(TINY)).eval(), tmp_path / 'backbone.xml'
+    export(model, path, 'openvino', 'backbone', (32, 32))
+    run_tool('-c', CLOSE, path)
+
+
 @pytest.mark.parametrize('name, kind, what', [('maskrcnn', 'EfficientFormer', 'neck'),
                                               ('semfpn', 'EfficientFormerV2', 'model')])
 def test_core_ml(name, kind, what, build, tmp_path):
