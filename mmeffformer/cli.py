@@ -2,17 +2,30 @@
 import multiprocessing
 import os
 import sys
+import traceback
 from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Tuple, Type, Union
+from typing import Any, Iterator, Optional, Tuple, Type, Union
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from .parallel import end_with_launcher, start_on_cpus
 
+# What tells a process of a job its number, by what starts it.
+RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 Errors = Union[Type[Exception], Tuple[Type[Exception], ...]]
+
+
+class KeyValues(DictAction):
+    """mmengine's ``KEY=VALUE``, where what is none is told."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value[1:]:
+                parser.error(f'{option_string}: {value!r} is no KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:
@@ -22,7 +35,7 @@ def add_config_arguments(parser: ArgumentParser) -> None:
                         '(default: work_dirs/ and the name of the config)')
     parser.add_argument('--data-root', help='use this folder wherever the config names its '
                         'data_root')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help='override config values, for example model.backbone.arch=l3 '
                         'or key="[a,b]"')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -37,14 +50,29 @@ def explained(kinds: Errors = (ValueError, OSError)) -> Iterator[None]:
 
     By default these are ValueError and OSError, for what a tool does with its
     arguments, where the user is at fault; errors of the work itself keep their
-    traceback.
+    traceback. A config that names an unknown type or argument is the user's fault too.
     """
+    tool = Path(sys.argv[0]).name
     try:
         yield
     except kinds as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+        sys.exit(f'{tool}: {error}')
+    except (KeyError, TypeError) as error:
+        if not _of_config(error):
+            raise
+        sys.exit(f'{tool}: the config names what there is not: {error.args[0]}')
     except KeyboardInterrupt:
-        sys.exit(f'{Path(sys.argv[0]).name}: stopped')
+        sys.exit(f'{tool}: stopped')
+
+
+def _of_config(error: Exception) -> bool:
+    """Whether what a config names could not be found, or does not take an argument it gives."""
+    modules = [frame.f_globals.get('__name__', '')
+               for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found, last = any(m.startswith('mmengine.registry') for m in modules), modules[-1]
+    if 'unexpected keyword argument' in str(error):  # maybe handed on to a base class
+        return found or last.startswith('mmengine.runner')
+    return last.startswith('mmengine.registry')
 
 
 def require_file(path: str, what: str) -> str:
@@ -54,23 +82,43 @@ def require_file(path: str, what: str) -> str:
     return path
 
 
+def read_config(path: str, options: Optional[dict] = None,
+                data_root: Optional[str] = None) -> Config:
+    """Return the config of a file, with ``data_root`` and then ``options`` in place of its own.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no Python, or has nothing that an option or ``data_root`` replaces.
+    """
+    require_file(path, 'config')
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise ValueError(f'{path}, or a base of it, is no valid Python: {error}') from error
+    if data_root:
+        set_data_root(cfg, data_root)
+    try:
+        cfg.merge_from_dict(options or {})
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f'{path} has no place for these options: {options} '
+                         f'({error.args[0]})') from error
+    return cfg
+
+
 def load_config(args: Namespace) -> Config:
     """Return the config of the arguments that :func:`add_config_arguments` added.
 
     Raises:
         FileNotFoundError: There is no such config.
-        ValueError: It has no model, or no data_root for ``--data-root`` to replace.
+        ValueError: As of :func:`read_config`, or it has no model, or nothing has started this
+            process as the launcher does.
     """
-    require_file(args.config, 'config')
+    if RANKS.get(args.launcher, 'PATH') not in os.environ:
+        raise ValueError(f'--launcher {args.launcher}: {RANKS[args.launcher]} is not in the '
+                         'environment, so this process is of no job; leave --launcher out, or '
+                         'start with tools/dist_train.sh, tools/slurm_train.sh or mpirun')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    try:
-        cfg = Config.fromfile(args.config)
-    except SyntaxError as error:
-        raise ValueError(f'{args.config}, or a base of it, is no valid Python: {error}') from error
-    if args.data_root:
-        set_data_root(cfg, args.data_root)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, args.data_root)
     if 'model' not in cfg:
         raise ValueError(f'{args.config} has no model: expected a config of mmdet or mmseg form')
     cfg.launcher = args.launcher

@@ -3,12 +3,13 @@ supernet is trained, and (our Runner always does) to lose nothing of a training.
 import math
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Optional, Union
+from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
 from mmengine.dist import broadcast, broadcast_object_list, get_rank, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
+from mmengine.hooks import EarlyStoppingHook as _EarlyStoppingHook
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
@@ -134,9 +135,17 @@ def _images(batch: Any) -> Iterator[str]:
 class CheckpointHook(_CheckpointHook):
     """mmengine's, which removes a checkpoint only when what takes its place is there.
 
-    A training that was killed while it was validated is validated when it goes on. Several
-    processes validate the network that is saved.
+    A training that was killed while it was validated is validated when it goes on, and so is
+    one where the checkpoint lacks what the validation decided on its schedule or its end.
+    Several processes validate the network that is saved.
     """
+
+    _decided = 0  # the last validation whose decisions are in what is saved
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args:  # which mmengine finds out when it saves the first one
+            raise ValueError(f'CheckpointHook has no argument {", ".join(self.args)}')
 
     def before_train(self, runner):
         info = runner.message_hub.runtime_info
@@ -170,15 +179,20 @@ class CheckpointHook(_CheckpointHook):
     def after_val_epoch(self, runner, metrics):
         if not isinstance(runner._train_loop, BaseLoop):
             return  # Runner.val(), which trains nothing
+        self._decided = _step(runner.train_loop)
         super().after_val_epoch(runner, metrics)
         if is_main_process():
             with _written(runner), replacing(self._validated(runner)) as half:
-                half.write_text(str(_step(runner.train_loop)))
+                half.write_text(str(self._decided))
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        if runner._resume:
+            self._decided = int(checkpoint['meta'].get('validated', 0))
 
     def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['meta']['validated'] = self._decided
         # Functions, as OneCycleLR's, are code, which is not read again; schedulers have their own.
-        states = checkpoint.get('param_schedulers') or []
-        for state in states if isinstance(states, list) else sum(states.values(), []):
+        for state in _all(checkpoint.get('param_schedulers')):
             for key in [key for key, value in state.items() if callable(value)]:
                 del state[key]
 
@@ -209,11 +223,29 @@ class CheckpointHook(_CheckpointHook):
         if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
             return False  # which says itself when it validates
         loop._decide_current_val_interval()  # by dynamic_intervals
-        if runner.val_loop is None or step < loop.val_begin or (
-                path.is_file() and _number(path.read_text(errors='replace')) >= step):
+        if runner.val_loop is None or step < loop.val_begin:
+            return False
+        done = self._decided if _validation_decides(runner) else (
+            path.is_file() and _number(path.read_text(errors='replace')))
+        if done >= step:
             return False
         last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
         return step % loop.val_interval == 0 or step == last
+
+
+@HOOKS.register_module()
+class EarlyStoppingHook(_EarlyStoppingHook):
+    """mmengine's, which counts on from where it was when a training goes on."""
+
+    priority = 'LOW'  # before the checkpoint is saved anew, as the best one
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['early_stopping'] = [self.wait_count, float(self.best_score)]
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        if runner._resume and 'early_stopping' in checkpoint:
+            count, best = checkpoint['early_stopping']
+            self.wait_count, self.best_score = int(count), float(best)
 
 
 @contextmanager
@@ -230,6 +262,18 @@ def _written(runner):
 def _step(loop: BaseLoop) -> int:
     """How far a training has come, in what its checkpoints and validations are counted in."""
     return loop.epoch if isinstance(loop, EpochBasedTrainLoop) else loop.iter
+
+
+def _all(schedulers: Union[None, list, Dict[str, list]]) -> list:
+    """Those of all optimizers, which are a list for one and a dict of lists for several."""
+    return sum(schedulers.values(), []) if isinstance(schedulers, dict) else schedulers or []
+
+
+def _validation_decides(runner) -> bool:
+    """Whether validations change the training, so that a checkpoint before one lacks that."""
+    return any(getattr(scheduler, 'need_val_args', False)
+               for scheduler in _all(runner.param_schedulers)) or any(
+                   isinstance(hook, _EarlyStoppingHook) for hook in runner.hooks)
 
 
 def _number(text: str) -> int:

@@ -4,9 +4,10 @@ mmengine resumes weights, optimizer and schedule, but not what is drawn at rando
 can be left half written, and the one before it is removed first.
 """
 from pathlib import Path
+from typing import Union
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size, master_only
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
@@ -76,11 +77,9 @@ class Runner(Sharding, _Runner):
 
     def register_hooks(self, default_hooks=None, custom_hooks=None):
         default_hooks = dict(default_hooks or {})
-        saving = default_hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
-        if isinstance(saving, dict) and saving.get('type') in (
-                'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
-            default_hooks['checkpoint'] = dict(saving, type='mmeffformer.CheckpointHook')
-        super().register_hooks(default_hooks, custom_hooks)
+        default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+        super().register_hooks({name: _ours(hook) for name, hook in default_hooks.items()},
+                               [*map(_ours, custom_hooks or [])])
         self.register_hook(SeedHook())
         self.register_hook(FiniteLossHook())
 
@@ -162,6 +161,15 @@ class Runner(Sharding, _Runner):
             raise TrainingStopped(
                 f'{path} could not be written: {error.strerror or error}. Mend that and go on '
                 f'with --resume; {last_good(self.work_dir)}') from error
+
+
+def _ours(hook: Union[None, dict, Hook]) -> Union[None, dict, Hook]:
+    """Return the config of our hook for that of the one of mmengine that it improves on."""
+    for kind in (CheckpointHook, EarlyStoppingHook):
+        name = kind.__name__
+        if isinstance(hook, dict) and hook.get('type') in (name, f'mmengine.{name}', kind):
+            return dict(hook, type=f'mmeffformer.{name}')
+    return hook
 
 
 def _meta_to_resume(path: str) -> dict:

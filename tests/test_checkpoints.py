@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmeffformer.checkpoints import checkpoints, last_good, newest_checkpoint
+from mmeffformer.hooks import CheckpointHook
 
 
 def save(path, whole=True):
@@ -65,3 +66,8 @@ def test_falls_back_as_often_as_needed(tmp_path, monkeypatch):
     (tmp_path / 'epoch_1.pth').unlink()
     with pytest.raises(ValueError, match='of 2 checkpoints in .* none can be read(.|\n)*epoch_3'):
         newest_checkpoint(tmp_path)
+
+
+def test_misspelt_arguments_are_told_before_the_training():
+    with pytest.raises(ValueError, match='CheckpointHook has no argument intervall'):
+        CheckpointHook(intervall=1, max_keep_ckpts=2)

@@ -3,6 +3,7 @@ from argparse import ArgumentParser
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import Registry
 
 from mmeffformer.cli import add_config_arguments, explained, load_config, set_data_root
 
@@ -50,6 +51,50 @@ def test_config_without_data_root_is_explained():
 def test_missing_config_is_explained():
     with pytest.raises(FileNotFoundError, match="config 'nope.py' does not exist"):
         load_config(parse('nope.py'))
+
+
+def test_options_without_a_value_or_a_place_are_explained(config, capsys):
+    with pytest.raises(SystemExit):
+        parse(config, '--cfg-options', 'a.c=1', 'nonsense')
+    assert "--cfg-options: 'nonsense' is no KEY=VALUE" in capsys.readouterr().err
+    for option in ('a.b.9.root=x', 'keep.n.x=1'):
+        with pytest.raises(ValueError, match=f'some_config.py has no place .*{option[:5]}'):
+            load_config(parse(config, '--cfg-options', option))
+
+
+@pytest.mark.parametrize('launcher, rank', [
+    ('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_RANK')])
+def test_processes_of_no_job_are_explained(launcher, rank, config, monkeypatch):
+    monkeypatch.delenv(rank, raising=False)
+    with pytest.raises(ValueError, match=f'--launcher {launcher}: {rank} is not in the env'):
+        load_config(parse(config, '--launcher', launcher))
+
+
+def test_explained_tells_what_a_config_gets_wrong(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['tools/train.py'])
+
+    class Whole:
+        def __init__(self, *, interval=1):
+            pass
+
+    class Derived(Whole):
+        def __init__(self, **options):
+            super().__init__(**options)
+
+    class Broken:
+        def __init__(self):
+            raise TypeError('a mistake of ours')
+
+    hooks = Registry('a hook', scope='nowhere')
+    for kind in (Whole, Derived, Broken):
+        hooks.register_module(module=kind)
+    for cfg, said in [(dict(type='Whole', intervall=1), 'intervall'),
+                      (dict(type='Derived', intervall=1), 'intervall'),
+                      (dict(type='Hole'), 'Hole is not in the')]:
+        with pytest.raises(SystemExit, match=f'^train.py: the config .*{said}'), explained():
+            hooks.build(cfg)
+    with pytest.raises(TypeError, match='a mistake of ours'), explained():
+        hooks.build(dict(type='Broken'))
 
 
 def test_explained_keeps_the_message_and_only_of_what_users_give(capsys):

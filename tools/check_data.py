@@ -11,11 +11,10 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmeffformer.cli import explained, load_config
+from mmeffformer.cli import KeyValues, explained, load_config
 from mmeffformer.datasets import check_dataset, inspect
 from mmeffformer.datasets.faults import KINDS
 from mmeffformer.datasets.inspection import save_report
@@ -26,7 +25,7 @@ def main():
     parser.add_argument('config', help='config file of mmdet or mmseg form')
     parser.add_argument('--data-root', help='use this folder wherever the config names its '
                         'data_root')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help='override config values')
     parser.add_argument('--splits', nargs='+', choices=['train', 'val', 'test'],
                         default=['train', 'val', 'test'], metavar='SPLIT',

@@ -8,11 +8,10 @@ A backbone of any layout, to ours or to another's:
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 
-from mmeffformer.cli import explained, require_file
+from mmeffformer.cli import explained, read_config
 from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
 from mmeffformer.registry import MODELS
 from mmeffformer.weights import LAYOUTS
@@ -45,7 +44,7 @@ def main():
                                    f'{kind.__name__.lower()}_{args.arch}_{args.to}')
             print(f'{report}\nsaved as {path} (layout {args.to})')
             return
-        cfg = Config.fromfile(require_file(args.config, 'config'))
+        cfg = read_config(args.config)
         if 'backbone' not in cfg.get('model', {}):
             raise ValueError(f'{args.config} has no model.backbone')
         cfg.model.backbone.init_cfg = None  # nothing is fetched that is then replaced

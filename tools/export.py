@@ -5,9 +5,7 @@
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-
-from mmeffformer.cli import explained, require_file
+from mmeffformer.cli import KeyValues, explained, read_config, require_file
 from mmeffformer.deploy.export import export_checkpoint
 from mmeffformer.deploy.runtimes import SUFFIXES
 from mmeffformer.deploy.traceable import WHAT
@@ -33,13 +31,12 @@ def main():
                         'training set')
     parser.add_argument('--int8-images', type=int, default=100, metavar='N',
                         help='how many of these (default: 100)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help='override config values, as model.test_cfg.rcnn.score_thr=0.3')
     args = parser.parse_args()
 
     with explained():
-        cfg = Config.fromfile(require_file(args.config, 'config'))
-        cfg.merge_from_dict(args.cfg_options or {})
+        cfg = read_config(args.config, args.cfg_options)
         if 'backbone' not in cfg.get('model', {}):
             raise ValueError(f'{args.config} has no model.backbone')
         out = args.out or (f'exported/{Path(args.config).stem}_{args.what}'

@@ -3,11 +3,10 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from mmengine.config import Config
 from rich.progress import track
 
 from mmeffformer import inference, plots
-from mmeffformer.cli import explained, require_file
+from mmeffformer.cli import explained, read_config
 
 
 def main():
@@ -29,7 +28,7 @@ def main():
 
     with explained():
         media = inference.find_media(args.inputs, args.out_dir)[:args.limit]
-        draw = inference.load_drawer(Config.fromfile(require_file(args.config, 'config')),
+        draw = inference.load_drawer(read_config(args.config),
                                      args.checkpoint, args.device, args.score_thr)
     images, broken = [], []
     for source, target in track(media, description='drawing'):

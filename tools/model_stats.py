@@ -5,13 +5,12 @@ Takes the name of an arch, or a config, of which it measures the backbone and th
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import OrderedDict
 
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmeffformer.cli import explained, require_file
+from mmeffformer.cli import explained, read_config
 from mmeffformer.complexity import complexity
 from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
 from mmeffformer.registry import MODELS
@@ -21,7 +20,7 @@ def build(model: str) -> nn.Module:
     """Return the backbone of an arch, or a config's backbone followed by its neck."""
     if not model.endswith('.py'):
         return backbone_named(model)(model, out_norm_cfg=None)
-    cfg = Config.fromfile(require_file(model, 'config'))
+    cfg = read_config(model)
     if 'backbone' not in cfg.get('model', {}):
         raise ValueError(f'{model} has no model.backbone to measure')
     init_default_scope(cfg.get('default_scope', 'mmengine'))

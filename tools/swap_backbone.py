@@ -10,11 +10,10 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
 from mmengine.fileio import load
 
 from mmeffformer import swap_backbone
-from mmeffformer.cli import explained, require_file
+from mmeffformer.cli import KeyValues, explained, read_config, require_file
 
 
 def main():
@@ -24,14 +23,14 @@ def main():
     parser.add_argument('--arch', required=True, help='l1, l3, l7, s0, s1, s2, l, or a JSON file '
                         'with the keys of a dict arch (and "type": "EfficientFormerV2" for a V2)')
     parser.add_argument('--out', type=Path, required=True, help='config file to write')
-    parser.add_argument('--options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+    parser.add_argument('--options', nargs='+', action=KeyValues, default={}, metavar='KEY=VALUE',
                         help='further arguments of the backbone, as drop_path_rate=0.1')
     args = parser.parse_args()
 
     with explained():
         if args.out.suffix != '.py':
             raise ValueError(f'--out {args.out} must end in .py')
-        cfg = Config.fromfile(locate(args.config))
+        cfg = read_config(locate(args.config))
         arch, options = args.arch, dict(args.options)
         if arch.endswith('.json'):
             arch = load(require_file(arch, 'arch'))

@@ -66,6 +66,7 @@ FAULTS = {
     'after seconds': lambda x: threading.Timer(x, die).start(),
     'in write': lambda n: call_number(n, LocalBackend, 'put', write_half),
     'in validation': lambda n: call_number(n, ValLoop, 'run_iter', die),
+    'before iteration': lambda n: call_number(n, IterBasedTrainLoop, 'run_iter', die),
     'disk full at write': lambda n: call_number(n, LocalBackend, 'put', full_disk),
     'no number before iteration': lambda n: call_number(
         n, IterBasedTrainLoop, 'run_iter', no_number),
@@ -279,6 +280,29 @@ def test_a_validation_cut_short_is_made_up_for(data, tmp_path):
         printed, _ = train(tmp_path, *data, '--resume')
         assert ('made up for' in printed) == made_up == ('Iter(val) [3/3]' in printed)
     assert read_scalars(tmp_path).metrics['mIoU'].keys() == {6, 12}
+
+
+def test_what_validations_decide_is_not_lost(data, tmp_path):
+    config = tmp_path / 'deciding.py'
+    config.write_text(f"""
+_base_ = '{SEGMENTOR}'
+train_cfg = dict(val_interval=2)
+# No validation is so much better than the one before.
+param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU', rule='greater', factor=0.5,
+                        patience=0, threshold=100, threshold_rule='abs')]
+custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=100, patience=4)]
+""")
+    train(tmp_path / 'whole', *data, config=config)
+    assert 'iter_10.pth' in left(tmp_path / 'whole')  # of 12
+    for _ in range(2):  # right after the validations at 4 and at 8
+        _, code = train(tmp_path / 'killed', *data, '--resume', config=config,
+                        fault=('before iteration', 5))
+        assert code
+    train(tmp_path / 'killed', *data, '--resume', config=config)
+    assert left(tmp_path / 'killed') == left(tmp_path / 'whole')
+    assert_same(tmp_path / 'whole', tmp_path / 'killed', 'iter_10.pth')
+    schedule, = read_checkpoint(tmp_path / 'whole/iter_10.pth')['param_schedulers']
+    assert schedule['_last_value'] < [1e-3]
 
 
 def test_what_is_drawn_depends_on_the_seed_alone(data, never_killed, tmp_path):
