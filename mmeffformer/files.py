@@ -4,6 +4,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
 
+HALF = '.half-'  # what the name begins with of a file that is being written
+
 
 @contextmanager
 def replacing(path: Union[str, Path]) -> Iterator[Path]:
@@ -13,7 +15,7 @@ def replacing(path: Union[str, Path]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f'.half-{path.name}')
+    half = path.with_name(f'{HALF}{path.name}')
     try:
         yield half
         with half.open('rb') as file:  # else a power cut could leave the name without the content

@@ -18,7 +18,7 @@ from .checkpoints import checkpoints, last_good
 from .datasets.repeatable import seed_all
 from .deploy.fuse import fuse
 from .errors import TrainingStopped
-from .files import replacing
+from .files import HALF, replacing
 from .parallel import FullyShardedDataParallel, bare
 from .registry import HOOKS
 
@@ -159,6 +159,9 @@ class CheckpointHook(_CheckpointHook):
             self.best_ckpt_path = self._here(getattr(self, 'best_ckpt_path', None))
             self.best_ckpt_path_dict = {key: self._here(path) for key, path in getattr(
                 self, 'best_ckpt_path_dict', {}).items()}
+            if is_main_process():  # what was being written when the training was killed
+                for half in Path(self.out_dir).glob(f'{HALF}*.pth'):
+                    half.unlink()
         if not runner.iter and is_main_process():
             self._validated(runner).unlink(missing_ok=True)
             if old := checkpoints(runner.work_dir):

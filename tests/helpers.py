@@ -1,13 +1,19 @@
 """Functions shared by tests."""
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, Mapping, Optional, Sequence
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+# Its processes start with everything imported, which takes longer than what most tools do.
+FORKS = multiprocessing.get_context('forkserver')
+FORKS.set_forkserver_preload(['mmeffformer.runner', 'mmdet.apis', 'mmseg.apis', __name__])
 
 
 def image(height: int, width: int, batch: int = 1, dtype=torch.float32) -> torch.Tensor:
@@ -47,11 +53,37 @@ def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., floa
 
 
 def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
-    """Run a tool with this interpreter and return what it printed. It has to end with the
+    """Run a tool in a process of its own and return what it printed. It has to end with the
     exit code ``expect``, or any that says it failed."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
-                          env={**os.environ, **(env or {})})
-    good = done.returncode == expect if expect is not None else done.returncode
-    assert good, done.stdout[-3000:]
+    with tempfile.NamedTemporaryFile('r') as printed:
+        process = FORKS.Process(target=run_here, args=(
+            printed.name, [*map(str, command)], {**os.environ, **(env or {})}))
+        process.start()
+        process.join(600)
+        process.kill()
+        process.join()
+        text = printed.read()
+    good = process.exitcode == expect if expect is not None else process.exitcode
+    assert good, text[-3000:]
+    return text
+
+
+def run_here(log: str, command: Sequence[str], env: Mapping[str, str]):
+    """Be the process of a tool, which prints to the file ``log``."""
+    sys.stdout.flush()  # of what was imported
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = [*command]
+    runpy.run_path(command[0], run_name='__main__')
+
+
+def run_code(code: str, *arguments, expect: int = 0) -> str:
+    """Run Python code in a process that begins with nothing imported; return what it printed."""
+    done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    assert done.returncode == expect, done.stdout[-3000:]
     return done.stdout

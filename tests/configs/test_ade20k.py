@@ -1,14 +1,12 @@
 """The ADE20K recipe on drawn images of ADE20K's sizes, with its 150 classes."""
 import json
 import math
-import os
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import run_tool
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
@@ -65,15 +63,12 @@ def test_recipe_from_published_weights_to_miou(repo_root, tmp_path):
     cache.mkdir(parents=True)
     torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
                cache / 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth')
-    done = subprocess.run(
-        [sys.executable, 'tools/train.py', CONFIG, '--data-root', str(data), '--work-dir',
-         str(work_dir), '--cfg-options', 'train_cfg.max_iters=2', 'train_dataloader.batch_size=2',
-         'default_hooks.logger.interval=1'],
-        cwd=repo_root, env={**os.environ, 'TORCH_HOME': str(tmp_path)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert 'layout mmpretrain' in done.stdout
-    assert 'bias tables resampled from 7 x 7 to 16 x 16' in done.stdout
+    printed = run_tool(
+        'tools/train.py', CONFIG, '--data-root', data, '--work-dir', work_dir, '--cfg-options',
+        'train_cfg.max_iters=2', 'train_dataloader.batch_size=2',
+        'default_hooks.logger.interval=1', env={'TORCH_HOME': str(tmp_path)})
+    assert 'layout mmpretrain' in printed
+    assert 'bias tables resampled from 7 x 7 to 16 x 16' in printed
     scalars, = work_dir.glob('*/vis_data/scalars.json')
     first, second, last = map(json.loads, scalars.read_text().splitlines())
     # An untrained head gives 150 classes about the same probability; padding, at most two thirds

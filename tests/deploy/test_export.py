@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from helpers import image, run_tool
+from helpers import image, run_code, run_tool
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -287,7 +287,7 @@ signal.raise_signal(signal.SIGCHLD)
 def test_openvino_files_end_in_any_order(randomize, tmp_path):
     model, path = randomize(EfficientFormer(TINY)).eval(), tmp_path / 'backbone.xml'
     export(model, path, 'openvino', 'backbone', (32, 32))
-    run_tool('-c', CLOSE, path)
+    run_code(CLOSE, path)
 
 
 @pytest.mark.parametrize('name, kind, what', [('maskrcnn', 'EfficientFormer', 'neck'),

@@ -1,12 +1,9 @@
 """A training that is killed, whenever, ends as one that was not."""
-import multiprocessing
 import os
 import random
 import re
-import runpy
 import shutil
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +12,7 @@ import mmengine
 import pytest
 import torch
 import yapf.yapflib.yapf_api
-from helpers import ROOT
+from helpers import FORKS, ROOT, run_here
 from mmengine.fileio import LocalBackend
 from mmengine.runner import IterBasedTrainLoop, ValLoop
 
@@ -24,9 +21,6 @@ from mmeffformer.hooks import CheckpointHook
 from mmeffformer.plots import read_scalars
 from mmeffformer.weights.read import read_checkpoint
 
-# Its processes start with everything imported, which else takes longer than the training.
-FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['mmeffformer.runner', 'mmdet.apis', 'mmseg.apis', __name__])
 SEGMENTOR = ROOT / 'tests/data/semfpn_faults.py'
 
 
@@ -77,18 +71,13 @@ FAULTS = {
 
 def train_here(log, argv, fault):
     """What a process does: tools/train.py, with a fault."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.chdir(ROOT)
     torch.set_num_threads(1)
     # What makes configs pretty takes most of the time of so short a training.
     for module in (mmengine.config.config, yapf.yapflib.yapf_api):
         module.FormatCode = lambda text, **_: (text, True)
     if fault:
         FAULTS[fault[0]](fault[1])
-    sys.argv = ['tools/train.py', *map(str, argv)]
-    runpy.run_path('tools/train.py', run_name='__main__')
+    run_here(log, ['tools/train.py', *map(str, argv)], os.environ.copy())
 
 
 def train(work_dir, *options, config=SEGMENTOR, fault=None, expect=0):
@@ -271,6 +260,13 @@ param_scheduler = [dict(type='OneCycleLR', eta_max=0.01, total_steps=12, by_epoc
     shutil.copy(tmp_path / 'whole/iter_10.pth', tmp_path / 'half')
     train(tmp_path / 'half', *data, '--resume', config=config)
     assert_same(tmp_path / 'whole', tmp_path / 'half')
+
+
+def test_what_was_half_written_is_removed(data, never_killed, tmp_path):
+    shutil.copy(never_killed[0] / 'iter_12.pth', tmp_path)
+    (tmp_path / '.half-best_mIoU_iter_6.pth').write_bytes(b'PK')
+    train(tmp_path, *data, '--resume')
+    assert not [*tmp_path.glob('.half*')] and 'iter_12.pth' in left(tmp_path)
 
 
 def test_a_validation_cut_short_is_made_up_for(data, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, made_up_table, run_tool
+from helpers import ROOT, made_up_table, run_code
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.infer import BaseInferencer
@@ -308,7 +308,7 @@ def test_importing_is_enough(tmp_path):
             'mmengine.Config(dict(custom_imports=dict(imports=["mmeffformer"]))); '
             'mmengine.utils.import_modules_from_strings(["mmeffformer"]); '
             'mmengine.runner.load_checkpoint(torch.nn.Linear(1, 1), sys.argv[1])')
-    printed = run_tool('-c', code, path, expect=1)
+    printed = run_code(code, path, expect=1)
     assert f'{path} was refused: it asks for posix.mkdir' in printed
     assert not marker.exists()
 
