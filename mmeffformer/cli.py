@@ -1,11 +1,13 @@
 """What the command lines in ``tools/`` share: options, and the config they make."""
 import multiprocessing
 import os
+import re
 import sys
 import traceback
 from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Iterator, Optional, Tuple, Type, Union
 
 import torch
@@ -60,19 +62,32 @@ def explained(kinds: Errors = (ValueError, OSError)) -> Iterator[None]:
     except (KeyError, TypeError) as error:
         if not _of_config(error):
             raise
-        sys.exit(f'{tool}: the config names what there is not: {error.args[0]}')
+        sys.exit(f'{tool}: the config does not fit: {error.args[0]}')
     except KeyboardInterrupt:
         sys.exit(f'{tool}: stopped')
 
 
 def _of_config(error: Exception) -> bool:
-    """Whether what a config names could not be found, or does not take an argument it gives."""
-    modules = [frame.f_globals.get('__name__', '')
-               for frame, _ in traceback.walk_tb(error.__traceback__)]
-    found, last = any(m.startswith('mmengine.registry') for m in modules), modules[-1]
-    if 'unexpected keyword argument' in str(error):  # maybe handed on to a base class
-        return found or last.startswith('mmengine.runner')
-    return last.startswith('mmengine.registry')
+    """Whether what a config names could not be found, or does not take the arguments it gives."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not unexpected:
+        return _module(frames[-1]).startswith('mmengine.registry')
+    # Maybe handed on to a base class. What the config does not give is a mistake of the code.
+    given = (value for frame in frames for value in frame.f_locals.values()
+             if _builds(frame) and isinstance(value, dict))
+    return any(unexpected[1] in value for value in given)
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get('__name__', '')
+
+
+def _builds(frame: FrameType) -> bool:
+    """Whether it is of a function of mmengine that builds something from a config."""
+    return _module(frame).startswith('mmengine.registry') or (
+        _module(frame).startswith('mmengine.runner')
+        and frame.f_code.co_name in ('__init__', 'build_dataloader'))
 
 
 def require_file(path: str, what: str) -> str:
@@ -113,10 +128,11 @@ def load_config(args: Namespace) -> Config:
         ValueError: As of :func:`read_config`, or it has no model, or nothing has started this
             process as the launcher does.
     """
-    if RANKS.get(args.launcher, 'PATH') not in os.environ:
-        raise ValueError(f'--launcher {args.launcher}: {RANKS[args.launcher]} is not in the '
-                         'environment, so this process is of no job; leave --launcher out, or '
-                         'start with tools/dist_train.sh, tools/slurm_train.sh or mpirun')
+    rank = RANKS.get(args.launcher)
+    if rank and rank not in os.environ:
+        raise ValueError(f'--launcher {args.launcher}: {rank} is not in the environment, so this '
+                         'process is of no job; leave --launcher out, or start with '
+                         'tools/dist_train.sh, tools/slurm_train.sh or mpirun')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, args.cfg_options, args.data_root)
     if 'model' not in cfg:

@@ -160,8 +160,9 @@ class CheckpointHook(_CheckpointHook):
             self.best_ckpt_path_dict = {key: self._here(path) for key, path in getattr(
                 self, 'best_ckpt_path_dict', {}).items()}
             if is_main_process():  # what was being written when the training was killed
-                for half in Path(self.out_dir).glob(f'{HALF}*.pth'):
-                    half.unlink()
+                with _written(runner):
+                    for half in Path(self.out_dir).glob(f'{HALF}*.pth'):
+                        half.unlink(missing_ok=True)
         if not runner.iter and is_main_process():
             self._validated(runner).unlink(missing_ok=True)
             if old := checkpoints(runner.work_dir):
@@ -180,8 +181,8 @@ class CheckpointHook(_CheckpointHook):
             broadcast(buffer)
 
     def after_val_epoch(self, runner, metrics):
-        if not isinstance(runner._train_loop, BaseLoop):
-            return  # Runner.val(), which trains nothing
+        if not _trains(runner):
+            return
         self._decided = _step(runner.train_loop)
         super().after_val_epoch(runner, metrics)
         if is_main_process():
@@ -228,11 +229,13 @@ class CheckpointHook(_CheckpointHook):
         loop._decide_current_val_interval()  # by dynamic_intervals
         if runner.val_loop is None or step < loop.val_begin:
             return False
-        done = self._decided if _validation_decides(runner) else (
-            path.is_file() and _number(path.read_text(errors='replace')))
+        last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+        if step < last and _validation_decides(runner):
+            done = self._decided
+        else:
+            done = path.is_file() and _number(path.read_text(errors='replace'))
         if done >= step:
             return False
-        last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
         return step % loop.val_interval == 0 or step == last
 
 
@@ -242,13 +245,27 @@ class EarlyStoppingHook(_EarlyStoppingHook):
 
     priority = 'LOW'  # before the checkpoint is saved anew, as the best one
 
+    def before_run(self, runner):
+        """Nothing; mmengine's makes the loop of training, even where only testing is wanted."""
+
+    def after_val_epoch(self, runner, metrics):
+        if _trains(runner):
+            super().after_val_epoch(runner, metrics)
+
     def before_save_checkpoint(self, runner, checkpoint):
-        checkpoint['early_stopping'] = [self.wait_count, float(self.best_score)]
+        checkpoint.setdefault('early_stopping', {})[self._name] = [
+            self.wait_count, float(self.best_score), runner.train_loop.stop_training]
 
     def after_load_checkpoint(self, runner, checkpoint):
-        if runner._resume and 'early_stopping' in checkpoint:
-            count, best = checkpoint['early_stopping']
+        states = checkpoint.get('early_stopping', {})
+        if runner._resume and _trains(runner) and self._name in states:
+            count, best, stop = states[self._name]
             self.wait_count, self.best_score = int(count), float(best)
+            runner.train_loop.stop_training |= bool(stop)
+
+    @property
+    def _name(self) -> str:  # there may be several
+        return f'{self.monitor} {self.rule}'
 
 
 @contextmanager
@@ -260,6 +277,11 @@ def _written(runner):
         raise TrainingStopped(
             f'{runner.work_dir} could not be written to: {error.strerror or error}. Mend that and '
             f'go on with --resume; {last_good(runner.work_dir)}') from error
+
+
+def _trains(runner) -> bool:
+    """Whether this is a training, rather than ``Runner.val()`` or ``Runner.test()``."""
+    return isinstance(runner._train_loop, BaseLoop)
 
 
 def _step(loop: BaseLoop) -> int:

@@ -98,7 +98,7 @@ class Runner(Sharding, _Runner):
         """
         try:
             super().resume(filename, *args, **kwargs)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise TrainingStopped(
                 f'the training in {filename} cannot be gone on with by this config: '
                 f'{type(error).__name__}: {error}. Expected the optimizer, the schedule and the '
@@ -183,8 +183,8 @@ def _meta_to_resume(path: str) -> dict:
     meta = checkpoint.get('meta')
     if (not isinstance(meta, dict) or not isinstance(checkpoint.get('message_hub'), dict)
             or not {'optimizer', 'param_schedulers'} & {*checkpoint}
-            or not all(isinstance(meta.get(name), int) and meta[name] >= 0
-                       for name in ('iter', 'epoch'))
+            or not all(isinstance(number, int) and number >= 0 for number in (
+                meta.get('iter'), meta.get('epoch'), meta.get('validated', 0)))
             or not isinstance(meta.get('seed', 0), int)):
         raise ValueError(
             f'{path} holds weights, but not how far a training has come, its optimizer and its '

@@ -11,6 +11,8 @@ from typing import Callable, Mapping, Optional, Sequence
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+# Else torch, asked for GPUs when it is imported, would not let processes that are forked use them.
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
 # Its processes start with everything imported, which takes longer than what most tools do.
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(['mmeffformer.runner', 'mmdet.apis', 'mmseg.apis', __name__])
@@ -60,11 +62,12 @@ def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
             printed.name, [*map(str, command)], {**os.environ, **(env or {})}))
         process.start()
         process.join(600)
+        hangs = process.is_alive()
         process.kill()
         process.join()
         text = printed.read()
-    good = process.exitcode == expect if expect is not None else process.exitcode
-    assert good, text[-3000:]
+    code = process.exitcode
+    assert not hangs and (code > 0 if expect is None else code == expect), f'{code} {text[-3000:]}'
     return text
 
 

@@ -70,6 +70,11 @@ def test_processes_of_no_job_are_explained(launcher, rank, config, monkeypatch):
         load_config(parse(config, '--launcher', launcher))
 
 
+def test_no_environment_is_needed(config, monkeypatch):
+    monkeypatch.delenv('PATH')
+    assert load_config(parse(config)).launcher == 'none'
+
+
 def test_explained_tells_what_a_config_gets_wrong(monkeypatch):
     monkeypatch.setattr('sys.argv', ['tools/train.py'])
 
@@ -85,16 +90,21 @@ def test_explained_tells_what_a_config_gets_wrong(monkeypatch):
         def __init__(self):
             raise TypeError('a mistake of ours')
 
+    class Confused:
+        def __init__(self):
+            Whole(interwall=1)
+
     hooks = Registry('a hook', scope='nowhere')
-    for kind in (Whole, Derived, Broken):
+    for kind in (Whole, Derived, Broken, Confused):
         hooks.register_module(module=kind)
     for cfg, said in [(dict(type='Whole', intervall=1), 'intervall'),
                       (dict(type='Derived', intervall=1), 'intervall'),
                       (dict(type='Hole'), 'Hole is not in the')]:
         with pytest.raises(SystemExit, match=f'^train.py: the config .*{said}'), explained():
             hooks.build(cfg)
-    with pytest.raises(TypeError, match='a mistake of ours'), explained():
-        hooks.build(dict(type='Broken'))
+    for kind, said in [('Broken', 'a mistake of ours'), ('Confused', 'interwall')]:
+        with pytest.raises(TypeError, match=said), explained():
+            hooks.build(dict(type=kind))
 
 
 def test_explained_keeps_the_message_and_only_of_what_users_give(capsys):

@@ -12,7 +12,7 @@ import mmengine
 import pytest
 import torch
 import yapf.yapflib.yapf_api
-from helpers import FORKS, ROOT, run_here
+from helpers import FORKS, ROOT, run_here, run_tool
 from mmengine.fileio import LocalBackend
 from mmengine.runner import IterBasedTrainLoop, ValLoop
 
@@ -290,15 +290,27 @@ custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=100, pa
 """)
     train(tmp_path / 'whole', *data, config=config)
     assert 'iter_10.pth' in left(tmp_path / 'whole')  # of 12
-    for _ in range(2):  # right after the validations at 4 and at 8
+    saved = []
+    for iteration in (4, 8):  # right after the validations there
         _, code = train(tmp_path / 'killed', *data, '--resume', config=config,
                         fault=('before iteration', 5))
         assert code
+        saved += [read_checkpoint(tmp_path / f'killed/iter_{iteration}.pth')['meta']['validated']]
+    assert saved == [4, 6]  # anew after a validation, as it was the best, and before one
     train(tmp_path / 'killed', *data, '--resume', config=config)
     assert left(tmp_path / 'killed') == left(tmp_path / 'whole')
     assert_same(tmp_path / 'whole', tmp_path / 'killed', 'iter_10.pth')
     schedule, = read_checkpoint(tmp_path / 'whole/iter_10.pth')['param_schedulers']
     assert schedule['_last_value'] < [1e-3]
+    # Where it has ended is the end, with a number of validations or with a good one.
+    printed, _ = train(tmp_path / 'killed', *data, '--resume', config=config)
+    assert 'Iter(train)' not in printed
+    config.write_text(config.read_text().replace('patience=4', 'stopping_threshold=0.'))
+    for trains in (True, False):
+        printed, _ = train(tmp_path / 'good', *data, '--resume', config=config)
+        assert ('Iter(train)' in printed) == trains
+        assert left(tmp_path / 'good') == {'iter_2.pth', 'best_mIoU_iter_2.pth'}
+    run_tool('tools/test.py', config, tmp_path / 'good/iter_2.pth', *data, '--work-dir', tmp_path)
 
 
 def test_what_is_drawn_depends_on_the_seed_alone(data, never_killed, tmp_path):
