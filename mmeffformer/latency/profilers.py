@@ -224,6 +224,9 @@ def by_kind(modules: Modules, sample: Sample) -> Dict[str, float]:
 # Profilers -----------------------------------------------------------------------------------
 
 
+ATTEMPTS = 3  # on a busy machine, an event may be lost now and then
+
+
 class TorchProfiler:
     """PyTorch's profiler.
 
@@ -249,9 +252,9 @@ class TorchProfiler:
 
     def __call__(self, repeats: int):
         calls = []
-        for event in self._events(repeats):
+        for event, tops in self._as_expected(repeats):
             operators = []
-            for (scope, name, copies), top in zip(self.expected, self._matched(event)):
+            for (scope, name, copies), top in zip(self.expected, tops):
                 copied_ms = sum(map(_ms, _copies(top))) if copies else 0.
                 operators.append(Ran(_type(name), scope, _ms(top) - copied_ms))
                 operators += [Ran('copy', scope, copied_ms)] * copies
@@ -261,13 +264,16 @@ class TorchProfiler:
     def collect(self) -> List[Sample]:
         return self.samples
 
-    def _matched(self, event) -> List:
-        """Return the operators that are expected in a call."""
-        tops = [each for _, each in self._tops(event, '')]
-        if [each.name for each in tops] != [name for _, name, _ in self.expected]:
-            raise RuntimeError('the network does not run the same operators in every call, so it '
-                               'is not known which module each belongs to')
-        return tops
+    def _as_expected(self, repeats: int) -> List[Tuple[Any, List]]:
+        """Return calls, each with its operators, where all calls have those that are expected."""
+        names = [name for _, name, _ in self.expected]
+        for _ in range(ATTEMPTS):
+            calls = [(event, [each for _, each in self._tops(event, '')])
+                     for event in self._events(repeats)]
+            if all([each.name for each in tops] == names for _, tops in calls):
+                return calls
+        raise RuntimeError('the network does not run the same operators in every call, so it is '
+                           'not known which module each belongs to')
 
     def _events(self, repeats: int) -> List:
         """Return an event for each of some calls, after one that does not count."""

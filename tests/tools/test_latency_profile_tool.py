@@ -19,12 +19,12 @@ def test_where_the_time_of_l1_goes(tmp_path):
     assert 'RuntimeError' in failed['error'] and not failed['kinds']
     assert [*found] == ['l1', 'l1:onnx', 'l1:openvino']
     cost = results['profiler_ms_per_operator']
-    assert [*cost] == ['onnx'] and all(0 <= ms < .1 for ms in cost['onnx'].values())
+    assert [*cost] == ['onnx'] and all(ms >= 0 for ms in cost['onnx'].values())
     for name, entry in found.items():
         assert [*entry['kinds']] == results['kinds']
         total = sum(samples[0] for samples in entry['kinds'].values())
         assert total + entry['taken_off_ms'] == pytest.approx(entry['profiled_ms'][0])
-        assert (entry['taken_off_ms'] > 0) == (name == 'l1:onnx')
+        assert entry['taken_off_ms'] >= 0 and (name == 'l1:onnx' or not entry['taken_off_ms'])
         kinds = [operator['kind'] for operator in entry['operators']]
         assert kinds.count('patch embedding') == 5  # two in the stem, three between stages
         assert kinds.count('convolution') == 28 and kinds.count('linear') == 4
