@@ -224,7 +224,7 @@ def by_kind(modules: Modules, sample: Sample) -> Dict[str, float]:
 # Profilers -----------------------------------------------------------------------------------
 
 
-ATTEMPTS = 3  # on a busy machine, an event may be lost now and then
+ATTEMPTS = 3  # a call on a busy machine once seemed to have other operators than the rest
 
 
 class TorchProfiler:
