@@ -22,9 +22,9 @@ from . import ops
 
 ops.install()
 
+from .apis.swap import swap_backbone
 from .models import EfficientFormer, EfficientFormerV2
 from .search.supernet import SuperEfficientFormer
-from .swap import swap_backbone
 from .version import __version__
 from .weights import load_weights
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmeffformer.cli import KeyValues, explained, load_config
+from mmeffformer.apis.options import KeyValues, exit_on_error, load_config
 from mmeffformer.datasets import check_dataset, inspect
 from mmeffformer.datasets.faults import KINDS
 from mmeffformer.datasets.inspection import save_report
@@ -41,7 +41,7 @@ def main():
     if args.workers < 1 or args.show < 1:
         parser.error('--workers and --show take numbers from 1 on')
 
-    with explained((ValueError, OSError, RuntimeError)), Progress(
+    with exit_on_error((ValueError, OSError, RuntimeError)), Progress(
             TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
             TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
         cfg = load_config(args)

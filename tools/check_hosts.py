@@ -15,8 +15,8 @@ from typing import Dict, List, NamedTuple, Tuple
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from mmeffformer import hosts
-from mmeffformer.swap import find_host, swap_backbone
+from mmeffformer.apis import hosts
+from mmeffformer.apis.swap import find_host, swap_backbone
 
 TABLE = '<!-- What follows is written by tools/check_hosts.py. -->\n'
 HEAD = '| family | trains and predicts | does not |\n|---|---|---|'

@@ -11,11 +11,11 @@ from pathlib import Path
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 
-from mmeffformer.cli import explained, read_config
+from mmeffformer.apis.options import exit_on_error, read_config
 from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
-from mmeffformer.registry import MODELS
+from mmeffformer.utils.registry import MODELS
 from mmeffformer.weights import LAYOUTS
-from mmeffformer.weights.transfer import save_checkpoint, transfer_backbone, transfer_model
+from mmeffformer.weights.conversion import save_checkpoint, transfer_backbone, transfer_model
 
 
 def main():
@@ -35,7 +35,7 @@ def main():
     if args.config and (args.to != 'mmeffformer' or args.prefix):
         parser.error('--to and --prefix go with --arch')
 
-    with explained():
+    with exit_on_error():
         if args.arch:
             kind = backbone_named(args.arch)
             checkpoint, report = transfer_backbone(args.checkpoint, kind.archs[args.arch],

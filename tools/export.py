@@ -5,7 +5,7 @@
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from mmeffformer.cli import KeyValues, explained, read_config, require_file
+from mmeffformer.apis.options import KeyValues, exit_on_error, read_config, require_file
 from mmeffformer.deploy.export import export_checkpoint
 from mmeffformer.deploy.runtimes import SUFFIXES
 from mmeffformer.deploy.traceable import WHAT
@@ -35,7 +35,7 @@ def main():
                         help='override config values, as model.test_cfg.rcnn.score_thr=0.3')
     args = parser.parse_args()
 
-    with explained():
+    with exit_on_error():
         cfg = read_config(args.config, args.cfg_options)
         if 'backbone' not in cfg.get('model', {}):
             raise ValueError(f'{args.config} has no model.backbone')

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.progress import track
 
-from mmeffformer import inference, plots
-from mmeffformer.cli import explained, read_config
+from mmeffformer.apis import inference
+from mmeffformer.apis.options import exit_on_error, read_config
+from mmeffformer.utils import plots
 
 
 def main():
@@ -26,7 +27,7 @@ def main():
     if args.limit is not None and args.limit < 1:
         parser.error(f'--limit {args.limit}: expected 1 or more')
 
-    with explained():
+    with exit_on_error():
         media = inference.find_media(args.inputs, args.out_dir)[:args.limit]
         draw = inference.load_drawer(read_config(args.config),
                                      args.checkpoint, args.device, args.score_thr)

@@ -20,10 +20,10 @@ from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from mmeffformer.cli import explained  # noqa: E402
+from mmeffformer.apis.options import exit_on_error  # noqa: E402
 from mmeffformer.latency import benchmark, observations, profile  # noqa: E402
 from mmeffformer.latency.candidates import RUNTIMES, Setting, candidates  # noqa: E402
-from mmeffformer.plots import stacked_bars  # noqa: E402
+from mmeffformer.utils.plots import stacked_bars  # noqa: E402
 
 
 def main():
@@ -48,7 +48,7 @@ def main():
     args = parser.parse_args()
 
     console = Console(stderr=True)
-    with explained():
+    with exit_on_error():
         if args.render:
             if not args.out or args.models or args.observations:
                 raise ValueError('--render takes no models, and the folder of results in --out')

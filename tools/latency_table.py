@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mmeffformer.cli import explained
+from mmeffformer.apis.options import exit_on_error
 from mmeffformer.deploy.runtimes import require
 from mmeffformer.latency import table as latency
 from mmeffformer.models import ARCHS
-from mmeffformer.plots import agreement
+from mmeffformer.utils.plots import agreement
 
 
 def main():
@@ -44,7 +44,7 @@ def main():
                         help='default: benchmarks/latency_RUNTIME_HxW.json')
     args = parser.parse_args()
 
-    with explained():
+    with exit_on_error():
         if args.check < 0 or args.check == 1:
             raise ValueError(f'check {args.check}: expected 0, or 2 networks or more')
         header = latency.new_header(args.runtime, args.shape, args.threads, args.max_widths,

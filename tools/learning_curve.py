@@ -2,8 +2,8 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from mmeffformer.cli import explained
-from mmeffformer.plots import learning_curve
+from mmeffformer.apis.options import exit_on_error
+from mmeffformer.utils.plots import learning_curve
 
 
 def main():
@@ -12,7 +12,7 @@ def main():
     parser.add_argument('--out', type=Path, help='default: WORK_DIR/learning_curve.png')
     args = parser.parse_args()
     out = args.out or args.work_dir / 'learning_curve.png'
-    with explained():
+    with exit_on_error():
         learning_curve(args.work_dir, out)
     print(f'saved {out}')
 

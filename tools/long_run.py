@@ -16,10 +16,10 @@ from rich.progress import track
 from rich.table import Table
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
-from mmeffformer.cli import explained
-from mmeffformer.files import replacing
+from mmeffformer.apis.options import exit_on_error
 from mmeffformer.models.attention import AttentionBias
-from mmeffformer.plots import memory_curves
+from mmeffformer.utils.files import atomic_write
+from mmeffformer.utils.plots import memory_curves
 
 MODES = ('eval', 'training')
 WARM_UP = .2  # of the iterations: libraries keep what they compiled for the sizes they have seen
@@ -130,7 +130,7 @@ def main(args: Sequence[str] = None):
     parser.add_argument('--out', type=Path, default=Path('work_dirs/long_run.json'),
                         help='figures, added to those already there; the plot is beside it')
     args = parser.parse_args(args)
-    with explained():
+    with exit_on_error():
         if not 33 <= args.sizes[0] <= args.sizes[1]:  # of 32 px, a BatchNorm sees one value
             raise ValueError(f'--sizes {args.sizes[0]} {args.sizes[1]}: expected the least, of 33 '
                              'px or more, and the largest')
@@ -146,7 +146,7 @@ def main(args: Sequence[str] = None):
         for job, watched in zip(jobs, pool.imap(watch_named, jobs)):
             found[f'{job[0]} {job[1]}'] = dict(sizes=job[3], batch=job[4],
                                                watched=watched._asdict())
-            with replacing(args.out) as path:
+            with atomic_write(args.out) as path:
                 path.write_text(json.dumps(found, indent=1) + '\n')
     report(found, Console())
     picture = args.out.with_suffix('.png')

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmeffformer.cli import explained, read_config
-from mmeffformer.complexity import complexity
+from mmeffformer.apis.options import exit_on_error, read_config
 from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
-from mmeffformer.registry import MODELS
+from mmeffformer.utils.complexity import complexity
+from mmeffformer.utils.registry import MODELS
 
 
 def build(model: str) -> nn.Module:
@@ -41,7 +41,7 @@ def main():
         table.add_column(column, justify='right')
     # Stages are one level further down in a config's network than in a bare backbone.
     depth = 2 if args.model.endswith('.py') else 1
-    with explained():
+    with exit_on_error():
         rows = complexity(build(args.model), (height, width), depth)
     for row in rows:
         table.add_row(row.name or 'whole', f'{row.params:,}', f'{row.macs / 1e9:.3f}')

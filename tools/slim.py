@@ -16,7 +16,7 @@ from typing import Optional, Tuple, Union
 
 from mmengine.logging import print_log
 
-from mmeffformer.cli import add_config_arguments, explained, load_config, require_file
+from mmeffformer.apis.options import add_config_arguments, exit_on_error, load_config, require_file
 from mmeffformer.datasets import check_dataset
 from mmeffformer.models import ARCHS
 from mmeffformer.search.search import Search, Share
@@ -51,7 +51,7 @@ def main():
 
 
 def run(args: Namespace):
-    with explained():
+    with exit_on_error():
         if args.rounds < 0:
             raise ValueError(f'--rounds {args.rounds}: expected 0 or more')
         beside = dict(map(network, args.beside))

@@ -13,7 +13,7 @@ from pathlib import Path
 from mmengine.fileio import load
 
 from mmeffformer import swap_backbone
-from mmeffformer.cli import KeyValues, explained, read_config, require_file
+from mmeffformer.apis.options import KeyValues, exit_on_error, read_config, require_file
 
 
 def main():
@@ -27,7 +27,7 @@ def main():
                         help='further arguments of the backbone, as drop_path_rate=0.1')
     args = parser.parse_args()
 
-    with explained():
+    with exit_on_error():
         if args.out.suffix != '.py':
             raise ValueError(f'--out {args.out} must end in .py')
         cfg = read_config(locate(args.config))

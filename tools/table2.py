@@ -13,9 +13,10 @@ from warnings import catch_warnings, simplefilter
 from rich.console import Console
 from rich.progress import track
 
-from mmeffformer import plots, table2
-from mmeffformer.cli import explained
-from mmeffformer.runs import read_runs
+from mmeffformer.apis import table2
+from mmeffformer.apis.options import exit_on_error
+from mmeffformer.apis.runs import read_runs
+from mmeffformer.utils import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +47,7 @@ def main():
         parser.error(f'--gpus {args.gpus}: expected 1 or more')
 
     tasks = [args.task] if args.task else list(table2.TASKS)
-    with explained():
+    with exit_on_error():
         rows = table2.find_rows(args.row)
         if args.command == 'plan':
             print('# To be run where configs/ and tools/ are.')

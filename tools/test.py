@@ -8,22 +8,22 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 
-from mmeffformer.cli import (
+from mmeffformer.apis.options import (
     add_config_arguments,
-    end_process,
-    explained,
-    first_of_machine,
+    exit_on_error,
+    finish_distributed,
+    is_local_main_process,
     load_config,
     require_file,
 )
+from mmeffformer.apis.runs import record_evaluation
 from mmeffformer.datasets import check_annotations, check_dataset
 from mmeffformer.deploy.runtimes import open_exported
 from mmeffformer.deploy.serve import ExportedModel
-from mmeffformer.errors import TrainingStopped
-from mmeffformer.parallel import bare
-from mmeffformer.runner import Runner
-from mmeffformer.runs import record_evaluation
-from mmeffformer.weights.fit import check_fit
+from mmeffformer.engine.runner import Runner
+from mmeffformer.utils.errors import TrainingStopped
+from mmeffformer.utils.modules import unwrap_model
+from mmeffformer.weights.compatibility import check_compatible
 
 
 def main():
@@ -54,14 +54,14 @@ def main():
         except ValueError:
             parser.error(f'--at-least {word!r}: expected METRIC=VALUE, as coco/bbox_mAP=0.38')
 
-    with explained((ValueError, OSError, TrainingStopped)):
+    with exit_on_error((ValueError, OSError, TrainingStopped)):
         cfg = load_config(args)
         if args.model:
             exported = open_exported(args.model, args.backend)
         else:
             cfg.load_from = require_file(args.checkpoint, 'checkpoint')
         check_dataset(cfg, splits=('test',))
-        if first_of_machine(args):
+        if is_local_main_process(args):
             check_annotations(cfg, splits=('test',))
         if 'backbone' in cfg.model:  # the checkpoint has every weight, so none are fetched
             cfg.model.backbone.init_cfg = None
@@ -75,12 +75,12 @@ def main():
             cfg.visualizer.save_dir = args.show_dir
         runner = Runner.from_cfg(cfg)
         if args.model:
-            runner.model = ExportedModel(bare(runner.model), exported)
+            runner.model = ExportedModel(unwrap_model(runner.model), exported)
         else:
-            check_fit(runner.model, args.checkpoint)
+            check_compatible(runner.model, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
-    with explained(TrainingStopped):
+    with exit_on_error(TrainingStopped):
         metrics = runner.test()
     if is_main_process() and args.checkpoint:
         record_evaluation(runner, args.config, args.checkpoint, metrics)
@@ -88,7 +88,7 @@ def main():
            for metric, floor in floors.items() if not metrics.get(metric, -1) >= floor]
     if low:
         sys.exit('\n'.join(low))
-    end_process()
+    finish_distributed()
 
 
 if __name__ == '__main__':

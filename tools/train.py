@@ -3,20 +3,20 @@ from argparse import ArgumentParser
 
 import torch
 
-from mmeffformer.checkpoints import newest_checkpoint
-from mmeffformer.cli import (
+from mmeffformer.apis.options import (
     add_config_arguments,
-    end_process,
-    explained,
-    first_of_machine,
+    exit_on_error,
+    finish_distributed,
+    is_local_main_process,
     load_config,
     require_file,
 )
 from mmeffformer.datasets import check_annotations, check_dataset
-from mmeffformer.errors import TrainingStopped
-from mmeffformer.runner import Runner
+from mmeffformer.engine.checkpoints import newest_checkpoint
+from mmeffformer.engine.runner import Runner
+from mmeffformer.utils.errors import TrainingStopped
+from mmeffformer.weights.compatibility import check_compatible
 from mmeffformer.weights.fetch import locate
-from mmeffformer.weights.fit import check_fit
 
 
 def main():
@@ -33,7 +33,7 @@ def main():
     if args.amp == 'float16' and not torch.cuda.is_available():
         parser.error('--amp float16 needs a GPU, and torch finds none here; use --amp bfloat16')
 
-    with explained((ValueError, OSError, TrainingStopped)):
+    with exit_on_error((ValueError, OSError, TrainingStopped)):
         cfg = load_config(args)
         checkpoint = args.resume
         if args.resume == 'auto':
@@ -43,7 +43,7 @@ def main():
             if 'backbone' in cfg.model:  # what it started from is not needed, so not fetched
                 cfg.model.backbone.init_cfg = None
         check_dataset(cfg, splits=('train', 'val'))
-        if first_of_machine(args):
+        if is_local_main_process(args):
             check_annotations(cfg, splits=('train', 'val'))
         fetch_weights(cfg.model.get('backbone') or {})
         if args.amp == 'bfloat16':  # has the range of float32, so losses need no scale
@@ -60,10 +60,10 @@ def main():
             cfg.auto_scale_lr.enable = True
         runner = Runner.from_cfg(cfg)
         if checkpoint:
-            check_fit(runner.model, checkpoint)
-    with explained(TrainingStopped):
+            check_compatible(runner.model, checkpoint)
+    with exit_on_error(TrainingStopped):
         runner.train()
-    end_process()
+    finish_distributed()
 
 
 def fetch_weights(backbone: dict):

@@ -16,8 +16,8 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from ..errors import TrainingStopped
-from ..files import replacing
+from ..utils.errors import TrainingStopped
+from ..utils.files import atomic_write
 from .check import _get, _leaves
 from .faults import Coco, Fault, Labels, Reading, Sample, inspect_coco, inspect_sample
 
@@ -261,7 +261,7 @@ def _quiet():
 
 def save_report(report: Report, path: Path) -> None:
     """Save all of a report as JSON."""
-    with replacing(path) as half:
-        half.write_text(json.dumps(dict(looked_at=report.looked_at, faults=[
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(json.dumps(dict(looked_at=report.looked_at, faults=[
             dict(split=split, severity='error' if fault.error else 'note', **fault._asdict())
             for split, fault in report.faults]), indent=1))

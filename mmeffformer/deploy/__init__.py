@@ -1,4 +1,4 @@
 """Trained models made fast: fused, and exported to other runtimes."""
-from .fuse import fuse
+from ..models.fuse import fuse
 
 __all__ = ['fuse']

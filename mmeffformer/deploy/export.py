@@ -26,9 +26,9 @@ from torchvision.ops import box_iou
 from ..datasets.shapes import draw
 from ..models.attention import AttentionBias
 from ..models.backbone import STRIDES
-from ..registry import MODELS
-from ..weights.fit import dataset_meta, load_fitting
-from .fuse import fuse
+from ..models.fuse import fuse
+from ..utils.registry import MODELS
+from ..weights.compatibility import dataset_meta, load_compatible
 from .quantise import TrainingImages, check_int8, quantise
 from .runtimes import INPUT, SUFFIXES, describe, open_exported, require
 from .traceable import Traceable, TwoStageDetector, traceable
@@ -115,7 +115,7 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
     cfg = deepcopy(cfg)
     cfg.model.backbone.init_cfg = None  # the checkpoint has every weight
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    classes = dataset_meta(load_fitting(model, checkpoint)).get('classes', ())
+    classes = dataset_meta(load_compatible(model, checkpoint)).get('classes', ())
     how = cfg.model.get('data_preprocessor') or {}
     mean, std = (list(map(float, how.get(key, [value] * 3)))
                  for key, value in (('mean', 0), ('std', 1)))

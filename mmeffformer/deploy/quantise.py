@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ..datasets import check_dataset
-from ..swap import parts
+from ..utils.config import iter_dicts
 from .runtimes import META, describe, openvino_core, require
 
 # OpenVINO's operators that compute in int8.
@@ -57,7 +57,8 @@ class TrainingImages(Dataset):
     def __init__(self, cfg: Config, preprocessor: nn.Module):
         check_dataset(cfg, splits=('train', ))
         leaves, (tested, *_) = (
-            [deepcopy(part) for part in parts(cfg.get(f'{split}_dataloader', {}).get('dataset'))
+            [deepcopy(part)
+             for part in iter_dicts(cfg.get(f'{split}_dataloader', {}).get('dataset'))
              if 'pipeline' in part and not {'dataset', 'datasets'} & {*part}] or [None]
             for split in ('train', 'test'))
         if not all([*leaves, tested]):

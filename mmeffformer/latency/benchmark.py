@@ -14,10 +14,10 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import torch
 
-from .. import table2
-from ..files import replacing
+from ..apis import table2
 from ..models import ARCHS
-from ..plots import TimedMark
+from ..utils.files import atomic_write
+from ..utils.plots import TimedMark
 from .candidates import DTYPES, RUNTIMES, TIMM, Candidate, Setting, build
 from .timing import Timer, cpu_name, interleave, matmul, speed_up, spread
 
@@ -141,8 +141,8 @@ def _version(package: str) -> Optional[str]:
 def save(results: Dict[str, Any], out: Path) -> Path:
     """Write ``results.json`` whole or not at all."""
     path = Path(out) / 'results.json'
-    with replacing(path) as half:
-        half.write_text(json.dumps(results, indent=1))
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(json.dumps(results, indent=1))
     return path
 
 

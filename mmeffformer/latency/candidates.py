@@ -10,11 +10,11 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..complexity import complexity
 from ..deploy.export import MIN_SIZE, OPSET, export
 from ..deploy.runtimes import INPUT, SUFFIXES, openvino_core, require
 from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..models.memory import all_kept
+from ..utils.complexity import complexity
 from .timing import Call, kept_bytes, peak_bytes
 
 TIMM = 'timm:'

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from ..complexity import complexity
-from ..deploy.fuse import fuse
 from ..deploy.runtimes import SUFFIXES
 from ..models import EfficientFormer
 from ..models.attention import MB3D
 from ..models.backbone import Stage
+from ..models.fuse import fuse
 from ..models.layers import MB4D, ConvNorm, Stem
+from ..utils.complexity import complexity
 from . import benchmark
 from .candidates import FILES, OPEN, Setting, write_graph
 from .timing import Call, Timer, interleave, speed_up, spread

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 
 from ..deploy.export import export
 from ..deploy.runtimes import SUFFIXES
-from ..files import replacing
 from ..models.arch import ARCHS, STAGES, Arch, get_arch
 from ..models.attention import AttentionBias
 from ..models.backbone import STRIDES
 from ..models.efficientformer import EfficientFormer
+from ..utils.files import atomic_write
 from . import benchmark
 from .candidates import BIAS_GRID, OPEN, Setting, write_graph
 from .timing import Call, Spread, Timer, interleave, spread
@@ -170,8 +170,8 @@ class LatencyTable:
 
     def save(self, path):
         """Write JSON, whole or not at all."""
-        with replacing(path) as half:
-            half.write_text(json.dumps(dict(header=self.header, entries=self.entries,
+        with atomic_write(path) as tmp_path:
+            tmp_path.write_text(json.dumps(dict(header=self.header, entries=self.entries,
                                             check=self.check), indent=1))
 
     def predict(self, arch) -> float:

@@ -2,7 +2,7 @@
 
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -75,6 +75,8 @@ class Backbone(BaseModule):
     """
 
     archs: Dict[str, Arch] = {}  # a subclass's named archs
+    # Loads the checkpoint of init_cfg; mmeffformer.weights sets it to its load_weights.
+    pretrained_loader: Callable[..., Any]
 
     def __init__(self, arch: Arch, stem: nn.Module, stages: Sequence[Stage], in_channels: int,
                  out_indices: Sequence[int], out_norm_cfg: Optional[dict], frozen_stages: int,
@@ -153,11 +155,8 @@ class Backbone(BaseModule):
         super().init_weights()
         self.init_cfg = init_cfg
         for cfg in pretrained:
-            self._load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
-
-    def _load_pretrained(self, checkpoint: str, prefix: Optional[str]):
-        from ..weights import load_weights  # weights builds on models
-        print_log(str(load_weights(self, checkpoint, prefix=prefix)), logger='current')
+            report = self.pretrained_loader(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
+            print_log(str(report), logger='current')
 
     def _freeze(self):
         frozen = [self.stem, *self.stages[:self.frozen_stages]] if self.frozen_stages >= 0 else []

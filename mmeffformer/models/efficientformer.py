@@ -15,7 +15,7 @@ from typing import Callable, List, Mapping, Optional, Sequence, Union
 from mmengine.model.weight_init import trunc_normal_
 from torch import nn
 
-from ..registry import MODELS
+from ..utils.registry import MODELS
 from .arch import ARCHS, Arch, get_arch
 from .attention import MB3D, Grid
 from .backbone import Backbone, Stage, check_bias, check_in_channels, drop_path_rates

@@ -12,7 +12,7 @@ from typing import List, Optional, Sequence, Union
 
 from torch import Tensor, nn
 
-from ..registry import MODELS
+from ..utils.registry import MODELS
 from .arch import ARCHS_V2, Arch, get_arch
 from .attention import AttentionDownsample, Grid, StridedAttention
 from .backbone import Backbone, Stage, check_bias, check_in_channels, drop_path_rates

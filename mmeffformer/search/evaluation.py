@@ -16,7 +16,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..parallel import bare
+from ..utils.modules import unwrap_model
 from .cut import Ranking, Widened, cut, kept_channels, rank
 from .subnetwork import Subnetwork
 from .supernet import SuperEfficientFormer
@@ -46,7 +46,7 @@ class Evaluation:
 
     def __init__(self, runner: Runner, metric: Optional[str] = None, batches: int = 8,
                  seed: int = 0):
-        self.model = bare(runner.model)
+        self.model = unwrap_model(runner.model)
         self.supernet = getattr(self.model, 'backbone', None)
         if not isinstance(self.supernet, SuperEfficientFormer):
             raise ValueError(f'the backbone is {type(self.supernet).__name__}: expected a config '

@@ -7,9 +7,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..files import replacing
+from ..apis.swap import swap_backbone
 from ..models.arch import ARCHS, Arch, get_arch
-from ..swap import parts, swap_backbone
+from ..utils.config import iter_dicts
+from ..utils.files import atomic_write
 
 
 def arch_dict(arch: Arch) -> Dict[str, list]:
@@ -32,7 +33,7 @@ def network_config(cfg: Config, arch: Arch) -> Config:
     backbone.update(type='mmeffformer.EfficientFormer', arch=arch_dict(arch))
     if cfg.get('default_scope') == 'mmpretrain':
         made, widths = deepcopy(cfg), get_arch(cfg.model.backbone.arch, ARCHS).widths
-        for part in parts(made.model):
+        for part in iter_dicts(made.model):
             if part.get('in_channels') == widths[-1]:
                 part.in_channels = arch.widths[-1]
     else:
@@ -94,5 +95,5 @@ def _cut(value: Tensor, shape: Sequence[int], cuts: Mapping[Tuple[int, int], Lis
 
 def save_weights(state: Mapping[str, Tensor], path, **meta):
     """Save a checkpoint that ``load_from`` takes."""
-    with replacing(path) as half:
-        torch.save(dict(state_dict=dict(state), meta=meta), half)
+    with atomic_write(path) as tmp_path:
+        torch.save(dict(state_dict=dict(state), meta=meta), tmp_path)

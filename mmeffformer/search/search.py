@@ -15,13 +15,13 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from ..files import replacing
 from ..latency.table import LatencyTable, measured, title
 from ..latency.timing import Spread
 from ..models.arch import ARCHS, Arch
-from ..plots import search_path
-from ..registry import MODELS
-from ..weights.fit import load_fitting
+from ..utils.files import atomic_write
+from ..utils.plots import search_path
+from ..utils.registry import MODELS
+from ..weights.compatibility import load_compatible
 from ..weights.read import read_checkpoint
 from .evaluation import Evaluation
 from .result import arch_dict, network_config, network_state, save_weights
@@ -73,7 +73,7 @@ class Search:
         self.evaluation = Evaluation(self.runner, metric, batches, seed)
         self.evaluation.metric = self.journal.metric
         self.model = self.evaluation.model
-        load_fitting(self.model, checkpoint)
+        load_compatible(self.model, checkpoint)
         self.supernet = self.evaluation.supernet
         self.start = self.supernet.subnetwork()
         self.seed = seed
@@ -91,8 +91,8 @@ class Search:
         """Which channels count most is found once, a run that goes on reads it."""
         path = self.work_dir / 'channels.pth'
         if not self.journal.accuracies:
-            with replacing(path) as half:
-                torch.save(self.evaluation.rank(), half)
+            with atomic_write(path) as tmp_path:
+                torch.save(self.evaluation.rank(), tmp_path)
         return read_checkpoint(path)
 
     def ms(self, network: Subnetwork) -> float:
@@ -300,8 +300,8 @@ class Search:
                      predicted_ms=step.ms, accuracy=step.accuracy)
         cfg.load_from = str(weights)
         cfg.pop('work_dir', None)
-        with replacing(config) as half:
-            cfg.dump(str(half))
+        with atomic_write(config) as tmp_path:
+            cfg.dump(str(tmp_path))
         return config
 
 

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from ..files import replacing
+from ..utils.files import atomic_write
 from .subnetwork import Importances, Subnetwork, smallest
 
 Report = Callable[[str], None]
@@ -93,8 +93,8 @@ class Journal:
             measured_ms=self.measured, evaluations=self.evaluations,
             steps=[dict(action=step.action, network=step.network.key(), ms=step.ms,
                         accuracy=step.accuracy) for step in self.steps], **more), indent=1)
-        with replacing(self.path) as half:
-            half.write_text(text)
+        with atomic_write(self.path) as tmp_path:
+            tmp_path.write_text(text)
 
 
 def check_target(start: Subnetwork, ms: Callable[[Subnetwork], float], target: float):

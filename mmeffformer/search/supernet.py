@@ -20,7 +20,7 @@ from ..models import EfficientFormer
 from ..models.arch import STAGES, Arch
 from ..models.attention import MB3D
 from ..models.backbone import Stage
-from ..registry import MODELS
+from ..utils.registry import MODELS
 from .subnetwork import IDENTITY, Subnetwork
 
 # A branch that would be mixed in with less is left out for that batch: neither its time nor its

@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from mmeffformer.datasets import CATEGORIES, SEG_CLASSES
-from mmeffformer.registry import MODELS
+from mmeffformer.utils.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 

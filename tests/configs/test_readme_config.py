@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
-from mmeffformer.registry import MODELS
+from mmeffformer.utils.registry import MODELS
 
 # Config of mmdet: some of its losses, and where its score threshold is
 BASES = {

@@ -1,12 +1,12 @@
 """Every kind of fault in a file, found there and nowhere else."""
 import json
 
-import broken
 import cv2
 import numpy as np
 import pytest
-from broken import ANNOTATIONS, IMAGES, LABEL_MAPS, SIZE, break_file
 from PIL import Image
+from support import broken
+from support.broken import ANNOTATIONS, IMAGES, LABEL_MAPS, SIZE, break_file
 
 from mmeffformer.datasets import CATEGORIES
 from mmeffformer.datasets.faults import (

@@ -4,17 +4,17 @@ import json
 import pickle
 from contextlib import redirect_stdout
 
-import broken
 import numpy as np
 import pytest
 import torch
-from broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file, config_of
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
+from support import broken
+from support.broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file, config_of
 from torch.utils.data import DataLoader
 
 from mmeffformer.datasets import BrokenData, GuardedDataset, check_annotations
-from mmeffformer.hooks import TrainingStopped
+from mmeffformer.engine.hooks import TrainingStopped
 
 ADVICE = '`python tools/check_data.py CONFIG` lists every broken file'
 

@@ -3,10 +3,10 @@ import copy
 import json
 import os
 
-import broken
 import pytest
-from broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file, config_of
 from mmengine.config import Config
+from support import broken
+from support.broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file, config_of
 
 from mmeffformer.datasets import inspect, inspection
 from mmeffformer.datasets.inspection import save_report

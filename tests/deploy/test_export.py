@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
-from helpers import image, run_code, run_tool
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from support.helpers import image, run_code, run_tool
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.datasets import write_coco
@@ -17,7 +17,7 @@ from mmeffformer.deploy.export import MismatchError, compare, expected_outputs, 
 from mmeffformer.deploy.runtimes import SUFFIXES, open_exported
 from mmeffformer.deploy.serve import ExportedModel
 from mmeffformer.deploy.traceable import traceable
-from mmeffformer.registry import MODELS
+from mmeffformer.utils.registry import MODELS
 
 KINDS = ['EfficientFormer', 'EfficientFormerV2']
 RUN_HERE = ['onnx', 'openvino']

@@ -6,18 +6,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import image
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from support.helpers import image
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
-from mmeffformer.cli import set_data_root
+from mmeffformer.apis.options import set_data_root
 from mmeffformer.datasets import write_ade20k
 from mmeffformer.deploy.export import MismatchError, compare, export
 from mmeffformer.deploy.quantise import TrainingImages
 from mmeffformer.deploy.runtimes import open_exported
-from mmeffformer.registry import MODELS
+from mmeffformer.utils.registry import MODELS
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
 CONFIG = 'tests/data/semfpn_tiny.py'

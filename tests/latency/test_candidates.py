@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from helpers import assert_close
+from support.helpers import assert_close
 
 from mmeffformer.latency.candidates import (
     Candidate,

@@ -12,7 +12,7 @@ from mmeffformer.latency import observations, profile
 from mmeffformer.latency.candidates import Candidate, Setting, make
 from mmeffformer.latency.profile import Overhead, profiled
 from mmeffformer.latency.profilers import KINDS, Modules, Ran, Sample, by_kind
-from mmeffformer.plots import stacked_bars
+from mmeffformer.utils.plots import stacked_bars
 
 SETTING = Setting((32, 32))
 ALL = pytest.mark.parametrize('runtime', profile.RUNTIMES)

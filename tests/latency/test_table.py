@@ -25,7 +25,7 @@ from mmeffformer.latency.table import (
 )
 from mmeffformer.models import ARCHS, ARCHS_V2
 from mmeffformer.models.arch import Arch
-from mmeffformer.plots import agreement
+from mmeffformer.utils.plots import agreement
 
 TINY = dict(shape=(64, 64), max_widths=(16, 32, 32, 32), rounds=3)
 
@@ -168,7 +168,7 @@ def test_stopped_it_goes_on_with_what_is_missing(machine, tmp_path):
     there = LatencyTable.load(path)
     # Groups are of one kind and stage; the one that was stopped is lost.
     assert [*there.entries] == machine.opened[:8] and len(machine.opened) == 9
-    path.with_name('.half-table.json').write_text('{"header')  # killed while it was written
+    path.with_name('.tmp-table.json').write_text('{"header')  # killed while it was written
 
     machine.opened.clear()
     machine.stop_at = None

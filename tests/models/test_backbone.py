@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
-from helpers import assert_close, image
 from mmengine.utils import digit_version
+from support.helpers import assert_close, image
 from torch import nn
 
 from mmeffformer import EfficientFormer, EfficientFormerV2

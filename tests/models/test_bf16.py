@@ -4,19 +4,19 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers import image
 from mmengine.config import Config
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import OPTIM_WRAPPERS, init_default_scope
 from mmengine.runner import Runner
+from support.helpers import image
 from torch import nn
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
-from mmeffformer.amp import Bf16OptimWrapper
-from mmeffformer.cli import set_data_root
+from mmeffformer.apis.options import set_data_root
 from mmeffformer.datasets import write_ade20k, write_coco
+from mmeffformer.engine.optim import Bf16OptimWrapper
 from mmeffformer.models.attention import Attention, StridedAttention
-from mmeffformer.registry import MODELS
+from mmeffformer.utils.registry import MODELS
 
 KINDS = ['EfficientFormer', 'EfficientFormerV2']
 TINY = dict(widths=(16, 16, 24, 32), depths=(1, 1, 2, 2), attention_blocks=(0, 0, 1, 1))

@@ -2,7 +2,7 @@
 import pytest
 import timm
 import torch
-from helpers import assert_close, assert_gradients_close, image
+from support.helpers import assert_close, assert_gradients_close, image
 from timm.models.efficientformer import Attention as TimmAttention
 from torch import nn
 

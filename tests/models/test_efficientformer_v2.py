@@ -3,7 +3,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers import assert_close, assert_gradients_close, image
+from support.helpers import assert_close, assert_gradients_close, image
 
 from mmeffformer import EfficientFormerV2, load_weights
 from mmeffformer.models.attention import AttentionDownsample, StridedAttention, expand_table

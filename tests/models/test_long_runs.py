@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, image
+from support.helpers import ROOT, image
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.models.attention import CACHED_GRIDS, AttentionBias

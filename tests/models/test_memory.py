@@ -4,7 +4,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_close, image
+from support.helpers import assert_close, image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

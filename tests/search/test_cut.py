@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from helpers import assert_close, image
+from support.helpers import assert_close, image
 from torch import nn
 
 from mmeffformer import SuperEfficientFormer

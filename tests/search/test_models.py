@@ -3,15 +3,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import made_up_table
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from support.helpers import made_up_table
 
 from mmeffformer import EfficientFormer
 from mmeffformer.datasets import write_coco
-from mmeffformer.registry import MODELS
 from mmeffformer.search.search import Search, Share
+from mmeffformer.utils.registry import MODELS
 
 WIDTHS = (16, 32, 32, 48)
 SUPERNET = dict(

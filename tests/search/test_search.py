@@ -5,9 +5,9 @@ from itertools import product
 
 import pytest
 import torch
-from helpers import assert_close, made_up_table
 from mmengine.config import Config
 from mmengine.runner import Runner
+from support.helpers import assert_close, made_up_table
 
 from mmeffformer.datasets import write_ade20k
 from mmeffformer.latency.timing import Spread

@@ -1,15 +1,15 @@
 """The supernet: mixing as in the paper's equation, sub-networks, what is not computed."""
 import pytest
 import torch
-from helpers import assert_close, image
 from mmengine.config import Config
 from mmengine.registry import HOOKS
+from support.helpers import assert_close, image
 from torch import nn
 
 from mmeffformer import EfficientFormer, SuperEfficientFormer
-from mmeffformer.complexity import complexity
-from mmeffformer.registry import MODELS
 from mmeffformer.search.supernet import NEGLIGIBLE, MetaPath
+from mmeffformer.utils.complexity import complexity
+from mmeffformer.utils.registry import MODELS
 
 ARCH = dict(widths=(16, 16, 24, 32), depths=(1, 2, 2, 2))
 

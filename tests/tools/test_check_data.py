@@ -3,11 +3,11 @@ import json
 import runpy
 import sys
 
-import broken
 import pytest
-from broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file
-from helpers import ROOT
-from helpers import run_tool as run
+from support import broken
+from support.broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file
+from support.helpers import ROOT
+from support.helpers import run_tool as run
 
 DETECTOR = 'configs/demo/maskrcnn_effformer_l1_shapes.py'
 SEGMENTOR = 'configs/demo/semfpn_effformer_l1_shapes.py'

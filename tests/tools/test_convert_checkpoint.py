@@ -3,8 +3,8 @@ import re
 from pathlib import Path
 
 import torch
-from helpers import run_tool
-from official import official, theirs
+from support.helpers import run_tool
+from support.official import official, theirs
 
 from mmeffformer.datasets import write_ade20k
 

@@ -3,7 +3,7 @@ import json
 
 import cv2
 import pytest
-from helpers import run_tool
+from support.helpers import run_tool
 
 TOOL = 'tools/latency_profile.py'
 

@@ -3,7 +3,7 @@ import json
 
 import cv2
 import pytest
-from helpers import run_tool
+from support.helpers import run_tool
 
 TOOL = 'tools/latency_table.py'
 TINY = ['--max-widths', '16', '32', '32', '32', '--shape', '64', '64', '--threads', '1']

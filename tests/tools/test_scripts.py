@@ -195,7 +195,7 @@ def test_a_rank_that_dies_ends_the_job(job, tmp_path, fault, message):
 
 
 def test_ranks_end_with_their_launcher():
-    rank = ('import os, time; from mmeffformer.parallel import end_with_launcher; '
+    rank = ('import os, time; from mmeffformer.engine.launch import end_with_launcher; '
             'end_with_launcher(); print(os.getpid(), flush=True); time.sleep(600)')
     launcher = subprocess.Popen(
         [sys.executable, '-c', 'import subprocess, sys; '

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import run_tool as run
 from mmengine.config import Config
 from mmengine.fileio import load
+from support.helpers import run_tool as run
 
 from mmeffformer.datasets import SEG_CLASSES, write_ade20k
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from helpers import made_up_table
-from helpers import run_tool as run
 from mmengine.config import Config
+from support.helpers import made_up_table
+from support.helpers import run_tool as run
 
 from mmeffformer.datasets import write_ade20k
 

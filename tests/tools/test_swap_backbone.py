@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_tool as run
 from mmengine.config import Config
+from support.helpers import run_tool as run
 
 from mmeffformer import swap_backbone
 from mmeffformer.datasets import write_coco

@@ -12,12 +12,12 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from helpers import ROOT
-from helpers import run_tool as run
+from support.helpers import ROOT
+from support.helpers import run_tool as run
 
-from mmeffformer import table2
+from mmeffformer.apis import table2
+from mmeffformer.apis.runs import read_runs
 from mmeffformer.datasets import write_ade20k
-from mmeffformer.runs import read_runs
 
 NAME = 'semfpn_effformer_l1'
 

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import run_tool as run
 from mmdet.apis import inference_detector, init_detector
+from support.helpers import run_tool as run
 
 from mmeffformer import EfficientFormer
 from mmeffformer.datasets import write_coco

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, made_up_table, run_code
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.infer import BaseInferencer
@@ -28,17 +27,19 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmseg.apis import init_model
 from mmseg.models.necks import FPN
 from safetensors.torch import save_file
+from support.helpers import ROOT, made_up_table, run_code
 from torch import nn
 
-from mmeffformer import EfficientFormer, inference, load_weights
+from mmeffformer import EfficientFormer, load_weights
+from mmeffformer.apis import inference
+from mmeffformer.apis.inference import load_drawer
 from mmeffformer.datasets import SEG_CLASSES, write_ade20k
 from mmeffformer.deploy.export import export_checkpoint
-from mmeffformer.inference import load_drawer
-from mmeffformer.registry import MODELS
-from mmeffformer.search.search import load_fitting as load_in_search
+from mmeffformer.search.search import load_compatible as load_in_search
+from mmeffformer.utils.registry import MODELS
 from mmeffformer.weights import door, pickles, read_checkpoint
-from mmeffformer.weights.fit import check_fit, load_fitting, read_model
-from mmeffformer.weights.transfer import transfer_backbone, transfer_model
+from mmeffformer.weights.compatibility import check_compatible, load_compatible, read_model
+from mmeffformer.weights.conversion import transfer_backbone, transfer_model
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1), attention_blocks=(0, 0, 0, 1))
 CONFIG = ROOT / 'tests/data/semfpn_tiny.py'
@@ -228,7 +229,7 @@ PLACES = dict(
     infer=lambda path: load_drawer(Config.fromfile(CONFIG), str(path)),
     export=exported,
     search=lambda path: load_in_search(OneWeight(), str(path)),
-    test_and_resume=lambda path: check_fit(OneWeight(), str(path)),
+    test_and_resume=lambda path: check_compatible(OneWeight(), str(path)),
     record=lambda path: read_model(str(path)),
     convert_model=lambda path: transfer_model(str(path), segmentor()),
     convert_backbone=lambda path: transfer_backbone(str(path), EfficientFormer(TINY).arch,
@@ -741,10 +742,10 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(tmp_path, change, said):
     torch.save({'state_dict': change({'weight': torch.ones(1)}),
                 'meta': {'arch': 'OneWeight', 'epoch': 12}}, path)
     with pytest.raises(ValueError, match=said):
-        load_fitting(model, str(path))
+        load_compatible(model, str(path))
     assert model.weight.item() == 0
     torch.save({'state_dict': {'weight': torch.ones(1).half()}, 'meta': ['none']}, path)
-    assert load_fitting(model, str(path)) == {} and model.weight.item() == 1
+    assert load_compatible(model, str(path)) == {} and model.weight.item() == 1
 
 
 def test_class_names_reach_the_drawer(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import timm
 import torch
 import transformers
 from mmpretrain.models import EfficientFormer as MMPretrainEfficientFormer
-from official import official, value
+from support.official import official, value
 from timm.models.efficientformer import checkpoint_filter_fn
 from torch import nn
 

@@ -1,0 +1,145 @@
+"""What works here and what does not, with a remedy each: python -m mmeffformer doctor"""
+import sys
+from argparse import ArgumentParser
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+import torch
+import torchvision
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__, ops
+from ..datasets import check_dataset
+from .options import set_data_root
+
+# Import name: the originals' distribution, the maintained fork's.
+OPENMMLAB = {
+    'mmengine': (('mmengine', 'mmengine-lite'), ('onedl-mmengine',)),
+    'mmcv': (('mmcv', 'mmcv-lite', 'mmcv-full'), ('onedl-mmcv',)),
+    'mmdet': (('mmdet',), ('onedl-mmdetection',)),
+    'mmseg': (('mmsegmentation',), ('onedl-mmsegmentation',)),
+    'mmpretrain': (('mmpretrain',), ('onedl-mmpretrain',)),
+}
+INSTALL = 'pip install "mmeffformer[onedl]" (forks) or "mmeffformer[openmmlab]" (originals)'
+
+# Folder under data/: a config that reads it.
+DATA = {'coco': 'detection/maskrcnn_effformer_l1.py',
+        'ade/ADEChallengeData2016': 'segmentation/semfpn_effformer_l1.py'}
+
+
+class Finding(NamedTuple):
+    """One line of the report; ``remedy`` is empty where all is well."""
+
+    subject: str
+    found: str
+    remedy: str = ''
+
+
+def examine(data: Path) -> Iterator[Finding]:
+    """Yield the findings about this environment and the data sets under ``data``."""
+    yield Finding('mmeffformer', __version__)
+    yield Finding('Python', sys.version.split()[0], '' if (3, 10) <= sys.version_info < (3, 13)
+                  else 'use Python 3.10, 3.11 or 3.12')
+    yield _torch()
+    for module in OPENMMLAB:
+        yield _library(module)
+    yield _operators()
+    for scope in ('mmdet', 'mmseg', 'mmpretrain'):
+        if find_spec(scope):
+            yield _registry(scope)
+    for folder, config in DATA.items():
+        yield _data(config, data / folder)
+
+
+def _torch() -> Finding:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    return Finding('torch', f'{torch.__version__}, torchvision {torchvision.__version__}, {gpu}')
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return f'{distribution} {version(distribution)}'
+    except PackageNotFoundError:
+        return ''
+
+
+def _library(module: str) -> Finding:
+    originals, forks = (list(filter(None, map(_installed, names))) for names in OPENMMLAB[module])
+    found = ', '.join(originals + forks) or 'not installed'
+    if originals and forks:
+        names = ' '.join(line.split()[0] for line in originals + forks)
+        return Finding(module, found, 'two distributions lie in one folder: pip uninstall '
+                       f'{names}, then install one of them again')
+    if not originals + forks:
+        # mmpretrain is a convenience, and one of mmdet and mmseg is enough.
+        needed = module == 'mmcv' or module in ('mmdet', 'mmseg') and not (
+            find_spec('mmdet') or find_spec('mmseg'))
+        return Finding(module, found, INSTALL if needed else '')
+    try:
+        import_module(module)
+    except Exception as error:
+        return Finding(module, f'{found}: {error}',
+                       f'the versions do not fit together; {INSTALL} takes ones that do')
+    return Finding(module, found)
+
+
+def _operators() -> Finding:
+    source, reason = ops.diagnose()
+    found = {'compiled': "mmcv's own, compiled",
+             'torchvision': "torchvision's, in place of mmcv's compiled ones",
+             'broken': f'mmcv._ext cannot be loaded: {reason}',
+             'absent': 'none, mmcv is not installed'}[source]
+    remedy = {'broken': 'pip uninstall this mmcv and install one built for this torch, or '
+                        'one without compiled operators', 'absent': INSTALL}
+    return Finding('operators', found, remedy.get(source, ''))
+
+
+def _registry(scope: str) -> Finding:
+    subject = f'in {scope} configs'
+    try:
+        models = import_module(f'{scope}.registry').MODELS
+        names = [name for name in ('EfficientFormer', 'EfficientFormerV2')
+                 if models.get(f'mmeffformer.{name}')]
+    except Exception as error:
+        return Finding(subject, f'{type(error).__name__}: {error}',
+                       f'import {scope} by itself to see what is wrong with it')
+    if not names:
+        return Finding(subject, 'the backbones are not found', 'another package may have taken '
+                       'the scope mmeffformer: pip uninstall mmeffformer, and install it again')
+    return Finding(subject, ', '.join(f"type='mmeffformer.{name}'" for name in names))
+
+
+def _data(config: str, root: Path) -> Finding:
+    subject = f'data {root}'
+    if not root.exists():
+        return Finding(subject, 'not there; needed only to train or evaluate on it')
+    cfg = Config.fromfile(Path(__file__).parents[1] / '.mim' / 'configs' / config)
+    set_data_root(cfg, str(root))
+    try:
+        check_dataset(cfg, splits=('train', 'val'))
+    except FileNotFoundError as error:
+        return Finding(subject, 'incomplete', str(error))
+    return Finding(subject, 'complete')
+
+
+def main() -> int:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('--data', type=Path, default=Path('data'),
+                        help='folder that holds coco/ and ade/ (default: data)')
+    findings = list(examine(parser.parse_args().data))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for finding in findings:
+        mark = '[red]trouble[/]' if finding.remedy else '[green]ok[/]'
+        table.add_row(mark, finding.subject, finding.found)
+    console = Console()
+    console.print(table)
+    troubles = [finding for finding in findings if finding.remedy]
+    for number, finding in enumerate(troubles, 1):
+        console.print(f'\n{number}. {finding.subject}: {finding.remedy}', soft_wrap=True,
+                      markup=False)
+    return min(len(troubles), 1)

@@ -1,0 +1,92 @@
+"""Functions shared by tests."""
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Callable, Mapping, Optional, Sequence
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+# Else torch, asked for GPUs when it is imported, would not let processes that are forked use them.
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
+# Its processes start with everything imported, which takes longer than what most tools do.
+FORKS = multiprocessing.get_context('forkserver')
+FORKS.set_forkserver_preload(['mmeffformer.engine.runner', 'mmdet.apis', 'mmseg.apis', __name__])
+
+
+def image(height: int, width: int, batch: int = 1, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, dtype=dtype,
+                       generator=torch.Generator().manual_seed(height * width))
+
+
+def assert_close(actual, expected, relative: float = 1e-5):
+    """Compare lists of tensors, each relative to its largest value."""
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected):
+        torch.testing.assert_close(a, b, rtol=0, atol=relative * b.abs().max().item())
+
+
+def assert_gradients_close(ours, expected, relative: float = 1e-5, zero_in_training=()):
+    """Compare the gradients of a backbone with ``expected``, a twin whose weights are gradients.
+
+    Every one must be more than noise, but for names that end in one of ``zero_in_training``.
+    """
+    actual = dict(ours.named_parameters())
+    floor = 1e-6 * max(p.abs().max().item() for p in expected.parameters())
+    for key, gradient in expected.named_parameters():
+        largest = gradient.abs().max().item()
+        assert largest > floor or key.endswith(tuple(zero_in_training)), key
+        torch.testing.assert_close(actual[key].grad, gradient.detach(), rtol=0,
+                                   atol=relative * max(largest, floor), msg=key)
+
+
+def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., float], **settings):
+    """Save a latency table of this machine in which each part takes the ms that ``ms`` says."""
+    from mmeffformer.latency.table import LatencyTable, new_header, parts_of
+    header = dict(new_header(shape=shape, max_widths=max_widths, **settings), reference_ms=1.)
+    LatencyTable(header, {str(part): dict(
+        kind=part.kind, stage=part.stage + 1, widths=list(part.widths), ms=ms(part))
+        for part in parts_of(header)}).save(path)
+    return path
+
+
+def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
+    """Run a tool in a process of its own and return what it printed. It has to end with the
+    exit code ``expect``, or any that says it failed."""
+    with tempfile.NamedTemporaryFile('r') as printed:
+        process = FORKS.Process(target=run_here, args=(
+            printed.name, [*map(str, command)], {**os.environ, **(env or {})}))
+        process.start()
+        process.join(600)
+        hangs = process.is_alive()
+        process.kill()
+        process.join()
+        text = printed.read()
+    code = process.exitcode
+    assert not hangs and (code > 0 if expect is None else code == expect), f'{code} {text[-3000:]}'
+    return text
+
+
+def run_here(log: str, command: Sequence[str], env: Mapping[str, str]):
+    """Be the process of a tool, which prints to the file ``log``."""
+    sys.stdout.flush()  # of what was imported
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = [*command]
+    runpy.run_path(command[0], run_name='__main__')
+
+
+def run_code(code: str, *arguments, expect: int = 0) -> str:
+    """Run Python code in a process that begins with nothing imported; return what it printed."""
+    done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    assert done.returncode == expect, done.stdout[-3000:]
+    return done.stdout

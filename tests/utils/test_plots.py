@@ -1,0 +1,118 @@
+"""Reading logs and laying out pictures."""
+import itertools
+import json
+
+import cv2
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from mmeffformer.utils.plots import (
+    Mark,
+    TimedMark,
+    learning_curve,
+    page,
+    pareto_front,
+    read_scalars,
+    tradeoff,
+)
+
+
+def log(work_dir, run, *records, tail=''):
+    folder = work_dir / run / 'vis_data'
+    folder.mkdir(parents=True)
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, records)) + tail)
+
+
+def test_training_resumed_and_evaluated_is_one_run(tmp_path):
+    log(tmp_path, '1', dict(step=10, epoch=1, loss=3., loss_cls=2., lr=.1),
+        {'mIoU': 25., 'step': 1}, dict(step=20, epoch=2, loss=2.), tail='\n{"step": 30, "lo')
+    log(tmp_path, '2', dict(step=20, epoch=2, loss=1.), {'mIoU': 50., 'step': 2, 'time': .1})
+    log(tmp_path, '3', {'mIoU': 99., 'step': 0})  # tools/test.py in the same folder
+    assert read_scalars(tmp_path) == (
+        {'loss': {10: 3., 20: 1.}, 'loss_cls': {10: 2.}}, {'mIoU': {1: 25., 2: 50.}}, 'epoch')
+
+
+def test_a_run_from_the_start_replaces_an_earlier_one(tmp_path):
+    log(tmp_path, '1', dict(step=10, epoch=1, loss=3.), {'coco/bbox_mAP': .5, 'step': 1},
+        dict(step=20, epoch=2, loss=2.))
+    log(tmp_path, '2', dict(step=10, loss=1.), {'coco/bbox_mAP': .25, 'step': 10})
+    assert read_scalars(tmp_path) == (
+        {'loss': {10: 1.}}, {'coco/bbox_mAP': {10: .25}}, 'iteration')
+
+
+def test_learning_curve_plots_what_was_logged(tmp_path, monkeypatch):
+    log(tmp_path, '1', dict(step=10, loss=3.), {'coco/bbox_mAP': .5, 'coco/bbox_mAP_s': 0,
+                                               'step': 10}, dict(step=20, loss=2.))
+    plotted = []
+    monkeypatch.setattr(plt, 'close', lambda fig: plotted.extend(
+        (ax.get_xlabel(), line.get_label(), line.get_xydata().tolist())
+        for ax in fig.axes for line in ax.lines))
+    learning_curve(tmp_path, tmp_path / 'curve.png')
+    assert plotted == [('iteration', 'loss', [[10, 3], [20, 2]]),
+                       ('iteration', 'coco/bbox_mAP', [[10, .5]])]
+    assert cv2.imread(str(tmp_path / 'curve.png')).shape[1] > 1000
+
+
+def test_a_folder_without_logs_is_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match='expected the work dir of a training run'):
+        read_scalars(tmp_path)
+
+
+def test_page_shows_every_image(tmp_path):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
+    page([np.full((20, 30, 3), colour, np.uint8) for colour in colours], tmp_path / 'a/page.png',
+         columns=3)
+    picture = cv2.imread(str(tmp_path / 'a/page.png'))[..., ::-1].reshape(-1, 3)
+    for colour in colours:
+        assert (picture == colour).all(1).sum() > 1000
+
+
+def test_tradeoff_shows_published_and_measured(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, 'close', drawn.append)
+    marks = [Mark('L1 ?', 'A', 1., 30., 31.), Mark('L3', 'A', 4., 40., None),
+             Mark('18', 'B', 1.05, None, 30.2)]
+    tradeoff({('detector', 'AP, %'): marks, ('segmentor', 'mIoU, %'): marks[:1]}, 'GMACs',
+             tmp_path / 'a/plot.png')
+    fig, = drawn
+    left, right = fig.axes
+    assert (left.get_title(), left.get_xlabel(), left.get_ylabel()) == (
+        'detector', 'GMACs', 'AP, %')
+    lines = [(line.get_xydata().tolist(), line.get_markerfacecolor() == 'white')
+             for line in left.lines]
+    assert lines == [([[1, 30], [4, 40]], True), ([[1, 31]], False), ([[1.05, 30.2]], False)]
+    assert len(right.lines) == 2
+    assert [text.get_text() for text in left.texts] == ['L1 ?', 'L3', '18']
+    boxes = [text.get_window_extent() for text in left.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    legend, = fig.legends
+    assert [text.get_text() for text in legend.texts] == ['A', 'B', 'published', 'measured']
+    assert cv2.imread(str(tmp_path / 'a/plot.png')).shape[1] > 900
+
+
+def test_tradeoff_of_nothing(tmp_path):
+    tradeoff({('detector', 'AP, %'): []}, 'GMACs', tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').is_file()
+
+
+def test_pareto_front_is_what_no_other_beats():
+    points = [(3, 5.), (1, 2.), (2, 2.), (2, 4.), (4, 5.), (5, 6.), (1, 1.)]
+    assert pareto_front(points) == [(1, 2.), (2, 4.), (3, 5.), (5, 6.)]
+    assert pareto_front([]) == []
+
+
+def test_tradeoff_with_front_spreads_and_caption(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, 'close', drawn.append)
+    marks = [TimedMark('L1', 'A', 2., 30., None, (1.5, 2.5)),
+             TimedMark('18', 'B', 4., 20., None, (3., 5.)),
+             Mark('L3', 'A', 3., 40., None)]
+    tradeoff({('eager', 'AP, %'): marks}, 'ms', tmp_path / 'plot.png', front=True, caption='why')
+    ax, = drawn[0].axes
+    front, = [line for line in ax.lines if line.get_drawstyle() == 'steps-post']
+    # On to the right of all, as time beyond the best brought no more.
+    assert front.get_xydata().tolist() == [[2, 30], [3, 40], [4, 40]]
+    assert [segment.tolist() for lines in ax.collections for segment in lines.get_segments()] == [
+        [[1.5, 30], [2.5, 30]], [[3, 20], [5, 20]]]
+    assert drawn[0].get_supxlabel() == 'why'
