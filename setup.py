@@ -46,7 +46,8 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmeffformer', 'mmeffformer.*']),
     cmdclass={'build_py': BuildWithMim},
-    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy', 'rich', 'safetensors'],
+    install_requires=['torch>=2.1', 'torchvision>=0.16', 'numpy', 'rich', 'safetensors',
+                      'huggingface_hub'],
     extras_require={
         'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1',
                   'onedl-mmsegmentation>=1.4.2', 'onedl-mmpretrain>=1.3.6'],

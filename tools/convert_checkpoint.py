@@ -1,8 +1,8 @@
 """Convert checkpoints between layouts.
 
-The authors' detectors and segmentors, for the configs here:
-  python tools/convert_checkpoint.py theirs.pth --config configs/detection/maskrcnn_effformer_l1.py
-A backbone of any layout, to ours or to another's:
+A detector or segmentor of the authors, for a config of this project:
+  python tools/convert_checkpoint.py maskrcnn.pth --config configs/detection/maskrcnn_effformer_l1.py
+A backbone of any layout, to this project's or to another's:
   python tools/convert_checkpoint.py efficientformerv2_s0.pth --arch s0 --to timm
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -21,19 +21,19 @@ from mmeffformer.weights.conversion import save_checkpoint, transfer_backbone, t
 def main():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='path, URL or hf-hub:OWNER/NAME')
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--config', help='convert a whole detector or segmentor for this config')
-    what.add_argument('--arch', choices=[*ARCHS, *ARCHS_V2],
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument('--config', help='convert a whole detector or segmentor for this config')
+    mode.add_argument('--arch', choices=[*ARCHS, *ARCHS_V2],
                       help='convert a backbone of this arch')
     parser.add_argument('--to', choices=[*LAYOUTS], default='mmeffformer', metavar='LAYOUT',
                         help=f'layout of a backbone: {", ".join(LAYOUTS)} (default: mmeffformer)')
     parser.add_argument('--prefix',
-                        help='with --arch, what stands before the keys of the backbone')
+                        help='with --arch, the prefix of the keys of the backbone')
     parser.add_argument('--out', default='checkpoints', metavar='FOLDER',
-                        help='where the file goes (default: checkpoints/)')
+                        help='folder of the new file (default: checkpoints/)')
     args = parser.parse_args()
     if args.config and (args.to != 'mmeffformer' or args.prefix):
-        parser.error('--to and --prefix go with --arch')
+        parser.error('--to and --prefix are options of --arch')
 
     with exit_on_error():
         if args.arch:
@@ -47,15 +47,15 @@ def main():
         cfg = read_config(args.config)
         if 'backbone' not in cfg.get('model', {}):
             raise ValueError(f'{args.config} has no model.backbone')
-        cfg.model.backbone.init_cfg = None  # nothing is fetched that is then replaced
+        cfg.model.backbone.init_cfg = None  # its weights would be replaced
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         checkpoint = transfer_model(args.checkpoint, model)
         path = save_checkpoint(checkpoint, args.out, Path(args.config).stem)
-        mode = checkpoint['meta'].get('bias_mode')
+        bias_mode = checkpoint['meta'].get('bias_mode')
         print(f'{len(checkpoint["state_dict"])} tensors saved as {path}. Evaluate them with\n'
               f'  python tools/test.py {args.config} {path}'
-              + (f' --cfg-options model.backbone.bias_mode={mode}' if mode else ''))
+              + (f' --cfg-options model.backbone.bias_mode={bias_mode}' if bias_mode else ''))
 
 
 if __name__ == '__main__':

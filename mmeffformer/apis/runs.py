@@ -14,7 +14,7 @@ from typing import Any, Container, Dict, Iterator, List, Optional, Tuple
 from mmengine.runner import Runner
 
 from ..utils.plots import read_scalars
-from ..weights.compatibility import read_model
+from ..weights.safe_loading import read_model
 
 RECORD = 'evaluation.json'
 # Of a checkpoint's meta: how far it was trained and by which run, as mmengine saves it, or from

@@ -19,8 +19,7 @@ from ..utils.errors import TrainingStopped
 from ..utils.files import atomic_write
 from ..utils.modules import unwrap_model
 from ..utils.registry import RUNNERS
-from ..weights.read import read_checkpoint
-from ..weights.safe_loading import check_finite, read_model
+from ..weights.safe_loading import check_finite, read_checkpoint, read_model
 from .checkpoints import describe_resume_point, newest_checkpoint
 from .hooks import FiniteLossHook, SeedHook
 from .launch import Sharding
@@ -147,8 +146,9 @@ class Runner(Sharding, _Runner):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
         path = Path(out_dir) / filename
+        model = unwrap_model(self.model)
         try:
-            check_finite(unwrap_model(self.model).state_dict(), path)
+            check_finite(model.state_dict(), path, model)
             with atomic_write(path) as tmp_path:
                 super().save_checkpoint(str(out_dir), tmp_path.name, *args, **kwargs)
                 if not self._saved:  # else it would be found out only when it is needed

@@ -22,7 +22,7 @@ from ..utils.files import atomic_write
 from ..utils.plots import search_path
 from ..utils.registry import MODELS
 from ..weights.compatibility import load_compatible
-from ..weights.read import read_checkpoint
+from ..weights.safe_loading import read_checkpoint
 from .evaluation import Evaluation
 from .result import arch_dict, network_config, network_state, save_weights
 from .slimming import Journal, Report, Step, check_target, slim

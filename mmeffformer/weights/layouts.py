@@ -1,10 +1,11 @@
-"""How other libraries name the tensors of an EfficientFormer, as tables.
+"""Layouts: the names that other libraries give to the tensors of an EfficientFormer.
 
 Sources of the names: https://github.com/snap-research/EfficientFormer (its
 classifiers, and its detectors and segmentors), mmpretrain, timm and transformers.
-A layout's table pairs each of our keys with one of theirs, so it reads both ways.
+A layout's table pairs each native key, one of this project's backbones, with one of the
+layout's, so it works in both directions.
 
-Templates know these fields of block ``b`` in stage ``s`` (both from 0):
+Templates have these fields of block ``b`` in stage ``s`` (both from 0):
 ``even`` = 2 s and ``odd`` = 2 s - 1, where embeddings count as stages; ``flat``,
 ``b`` where the change to tokens counts as a block; ``after``, ``flat`` where the
 embedding does too; ``attn``, ``b`` counted among the attention blocks;
@@ -13,7 +14,7 @@ embedding does too; ``attn``, ``b`` counted among the attention blocks;
 import re
 from dataclasses import dataclass
 from math import isqrt
-from typing import Dict, Iterable, Iterator, List, Mapping, Tuple
+from typing import Dict, Iterable, Iterator, Mapping, Tuple
 
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def _under(where: str, parts: Mapping[str, Tuple[str, ...]]) -> Dict[str, Tuple[
     return {where + name: leaves for name, leaves in parts.items()}
 
 
-# The parts of our networks: templates of keys, each with the leaves that are below it.
+# The parts of a network: templates of native keys, each with its leaves.
 _BLOCK = 'stages.{s}.blocks.{b}.'
 _SCALES = {'layer_scale1': ('',), 'layer_scale2': ('',)}
 PARTS = {
@@ -91,15 +92,15 @@ def _parts(arch: Arch) -> Iterator[Tuple[str, dict]]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Their templates for the parts of a network, in the order of ours in ``PARTS``.
+    """A naming of a network's tensors: templates of keys, in the order of ``PARTS``.
 
     Attributes:
-        name: What reports and errors call it.
-        parts: ``{part: templates}``; a part that is not named is not there.
-        unused: Patterns (fnmatch) of keys that a backbone has no use for.
-        marker: Keys of which one must be there, for a layout that is another
-            one with keys added.
-        scale_shape: What follows C in the shape of a layer scale.
+        name: The name in reports and errors.
+        parts: ``{part: templates}``, without the parts that the layout does not have.
+        unused: Patterns (fnmatch) of keys that a backbone does not need.
+        marker: Keys, at least one of which is there; for a layout that is another one with
+            keys added.
+        scale_shape: The shape of a layer scale after C.
     """
 
     name: str
@@ -109,31 +110,23 @@ class Layout:
     scale_shape: Tuple[int, ...] = ()
 
     def table(self, arch: Arch) -> Dict[str, str]:
-        """Return ``{our key: their key}`` of all tensors of ``arch``."""
-        return {ours.format(**fields) + leaf: theirs.format(**fields) + leaf
+        """Return ``{native key: key in this layout}`` of all tensors of ``arch``."""
+        return {native.format(**fields) + leaf: template.format(**fields) + leaf
                 for part, fields in _parts(arch) if part in self.parts
-                for (ours, leaves), theirs in zip(PARTS[part].items(), self.parts[part])
+                for (native, leaves), template in zip(PARTS[part].items(), self.parts[part])
                 for leaf in leaves}
 
-    def network_keys(self, keys: Iterable[str], arch: Arch) -> List[str]:
-        """Return those of ``keys`` that are of a stem, downsample or block in some arch
-        of the same version."""
-        attention = (0, 0, 1, 1) if isinstance(arch, ArchV2) else (1,) * STAGES
-        every = self.table(type(arch)((2,) * STAGES, (2,) * STAGES, attention)).items()
-        known = {_unnumbered(key) for ours, key in every if not ours.startswith('out_norms.')}
-        return [key for key in keys if _unnumbered(key) in known]
-
-    def from_theirs(self, ours: str, value: Tensor) -> Tensor:
-        """Return their tensor for our key as ours, bias tables as (heads, rows, cols).
+    def to_native(self, native_key: str, value: Tensor) -> Tensor:
+        """Return a tensor of this layout in its native shape; bias tables (heads, rows, cols).
 
         Raises:
-            ValueError: A bias table which is not of a square grid.
+            ValueError: A bias table is not of a square grid.
         """
         if self.name == NATIVE:
             return value
-        if ours.endswith(LAYER_SCALES) and value.shape[1:] == self.scale_shape:
+        if native_key.endswith(LAYER_SCALES) and value.shape[1:] == self.scale_shape:
             return value.flatten()
-        if not ours.endswith(TABLE):
+        if not native_key.endswith(TABLE):
             return value
         side = isqrt(value.shape[-1]) if value.dim() == 2 else 0
         if not side or side * side != value.shape[1]:
@@ -141,26 +134,22 @@ class Layout:
                              '(heads, n * n), the offsets of a square grid')
         return value.unflatten(1, (side, side))
 
-    def to_theirs(self, ours: str, value: Tensor) -> Tensor:
-        """Return our tensor for our key as theirs.
+    def from_native(self, native_key: str, value: Tensor) -> Tensor:
+        """Return a tensor of native shape in the shape that it has in this layout.
 
         Raises:
-            ValueError: A bias table of an oblong grid where theirs are of square ones.
+            ValueError: A bias table of an oblong grid, but the layout has square ones only.
         """
         if self.name == NATIVE:
             return value
-        if ours.endswith(LAYER_SCALES):
+        if native_key.endswith(LAYER_SCALES):
             return value.reshape(-1, *self.scale_shape)
-        if not ours.endswith(TABLE):
+        if not native_key.endswith(TABLE):
             return value
         if value.shape[1] != value.shape[2]:
             raise ValueError(f'bias table of a {value.shape[1]} x {value.shape[2]} grid: '
                              f'{self.name} holds tables of square grids only')
         return value.flatten(1)
-
-
-def _unnumbered(key: str) -> str:
-    return re.sub(r'\.\d+(?=\.)', '.N', key)
 
 
 _MLP = ('mlp.fc1', 'mlp.norm1', 'mlp.fc2', 'mlp.norm2')
@@ -176,8 +165,10 @@ def _native(*parts: str) -> Layout:
 
 
 def _seg(names: Iterable[str]) -> Tuple[str, ...]:
-    """The authors' detectors and segmentors add a bias table of their own grid and
-    never read ImageNet's, which their files hold as well."""
+    """Return the names in the authors' detectors and segmentors.
+
+    These add bias tables of their own grid. ImageNet's, which their files hold too, are unused.
+    """
     return tuple(name + '_seg' if name.endswith('attention_biases') else name for name in names)
 
 
@@ -263,6 +254,10 @@ LAYOUTS_V2 = {layout.name: layout for layout in (
            {part: _seg(names) for part, names in _OFFICIAL_V2.items()}, unused=_DENSE_INDICES,
            marker=('network.5.attn.attention_biases_seg',), scale_shape=(1, 1)),
     Layout('timm', _TIMM_V2, unused=_INDICES + _CLASSIFIER),
+    # timm.create_model(..., features_only=True)
+    Layout('timm-features', {
+        part: tuple(re.sub('^(stem|stages)\\.', r'\1_', name) for name in names)
+        for part, names in _TIMM_V2.items()}, unused=_INDICES),
 )}
 
 
@@ -278,28 +273,28 @@ def convert(state_dict: Mapping[str, Tensor], arch: Arch, source: str,
     Args:
         state_dict: Tensors of a backbone in layout ``source``, without prefix.
         arch: Its arch.
-        source, target: Names out of ``layouts_of(arch)``.
+        source, target: Names in ``layouts_of(arch)``.
 
     Raises:
-        ValueError: Unknown layout, a tensor of the arch which is missing, or a
-            bias table of an oblong grid where the target knows square ones only.
+        ValueError: A layout is unknown, a tensor of the arch is missing, or a bias table is of
+            an oblong grid and the target has square ones only.
     """
     layouts = layouts_of(arch)
     for name in (source, target):
         if name not in layouts:
             raise ValueError(f'layout {name!r} is unknown; choose from {", ".join(layouts)}')
     source, target = layouts[source], layouts[target]
-    theirs, converted = target.table(arch), {}
-    for ours, key in source.table(arch).items():
-        if key not in state_dict:
-            if ours.startswith('out_norms.'):  # present where the backbone has them
+    target_keys, converted = target.table(arch), {}
+    for native_key, source_key in source.table(arch).items():
+        if source_key not in state_dict:
+            if native_key.startswith('out_norms.'):  # backbones without norms lack them
                 continue
-            raise ValueError(f'{key} is missing, so this is not a whole {source.name} state dict '
-                             f'of widths={arch.widths}, depths={arch.depths}')
-        if ours in theirs:
+            raise ValueError(f'{source_key} is missing, so this is not a complete {source.name} '
+                             f'state dict of widths={arch.widths}, depths={arch.depths}')
+        if native_key in target_keys:
             try:
-                converted[theirs[ours]] = target.to_theirs(
-                    ours, source.from_theirs(ours, state_dict[key]))
+                converted[target_keys[native_key]] = target.from_native(
+                    native_key, source.to_native(native_key, state_dict[source_key]))
             except ValueError as error:
-                raise ValueError(f'{key} is a {error}') from error
+                raise ValueError(f'{source_key} is a {error}') from error
     return converted

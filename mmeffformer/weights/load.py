@@ -1,40 +1,37 @@
-"""Loading a backbone's weights from any published layout, whole or not at all."""
+"""Loads the weights of a backbone from any published layout."""
 import os
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Dict, List, Mapping, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
-from ..models.arch import ARCHS, ARCHS_V2, Arch
+from ..models.arch import ARCHS, ARCHS_V2, STAGES, Arch, ArchV2
 from ..models.attention import resample_table
 from .fetch import locate
 from .layouts import NATIVE, TABLE, Layout, layouts_of
-from .read import read_checkpoint
+from .safe_loading import WRAPPERS, read_checkpoint
 
-# In the order of preference. Names of an average come last: the authors' training code stores
-# one, but evaluates the raw weights. mmengine swaps the two: with its EMAHook, `state_dict` is
-# the average, which its runs evaluate, and `ema_state_dict` the raw weights.
-WRAPPERS = ('state_dict', 'model', 'module', 'net', 'state_dict_ema', 'model_ema',
-            'ema_state_dict')
 Grid = Tuple[int, int]
+COUNTER = '.num_batches_tracked'
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`load_weights` did.
+    """Result of :func:`load_weights`.
 
     Attributes:
-        source: The file, or what else the weights came from.
+        source: The file, or a description of another source.
         layout: Name of the layout found.
-        prefix: What stood before the layout's own keys, wrapper included.
-        loaded: Our keys that were set.
-        resampled: Bias tables of another grid: ``{our key: (from, to)}``, as (rows, cols).
-        dropped: The file's keys that a backbone has no use for.
-        unknown: The file's keys that no table knows.
-        missing: Our keys that kept their initial values: output norms, which
-            classifiers do not have, and BatchNorm's counters.
+        prefix: Prefix of the layout's own keys, wrapper included.
+        loaded: The backbone's keys that were set.
+        resampled: Bias tables of another grid: ``{backbone's key: (from, to)}``, as (rows, cols).
+        dropped: The file's keys that a backbone does not need.
+        unknown: The file's keys that are in no layout.
+        missing: The backbone's keys that kept their initial values: output norms, which
+            classifiers lack, and the counters of BatchNorm.
         others: Other sets of weights in the file, which were not read.
     """
 
@@ -58,14 +55,14 @@ class Report:
         lines = [f'loaded {len(self.loaded)} tensors from {self.source} '
                  f'(layout {self.layout}{under})']
         grids = {f'{a[0]} x {a[1]} to {b[0]} x {b[1]}' for a, b in self.resampled.values()}
-        for title, what in (
+        for title, keys in (
                 (f'bias tables resampled from {", ".join(sorted(grids))}', self.resampled),
                 ('not needed by a backbone', self.dropped),
-                ('left over, known to no layout', self.unknown),
+                ('left over, in no known layout', self.unknown),
                 ('missing, initial values kept', self.missing),
                 ('also in the file, choose with prefix=', self.others)):
-            if what:
-                lines.append(f'  {title}: {_some(what)}')
+            if keys:
+                lines.append(f'  {title}: {_some(keys)}')
         return '\n'.join(lines)
 
 
@@ -73,20 +70,20 @@ def load_weights(backbone: nn.Module, source: Union[str, os.PathLike, Mapping],
                  prefix: Optional[str] = None) -> Report:
     """Load a checkpoint of any known layout into a backbone.
 
-    Attention bias tables of another grid are resampled. Device and dtype of the
-    backbone stay as they are. On any error the backbone is left as it was.
+    Attention bias tables of another grid are resampled. Device and dtype of the backbone are
+    kept. On any error the backbone is unchanged.
 
     Args:
         backbone: An :class:`EfficientFormer` or :class:`EfficientFormerV2`.
         source: A path, an http(s) URL, ``hf-hub:OWNER/NAME``, or a dict of tensors;
             with or without a wrapper such as ``state_dict``.
-        prefix: What stands before the backbone's keys, such as ``backbone``; by
-            default it is found. May start with a wrapper's name (``model_ema``).
+        prefix: Prefix of the backbone's keys, such as ``backbone``; by default it is
+            found. It may start with a wrapper's name (``model_ema``).
 
     Raises:
-        TypeError: ``backbone`` is none.
+        TypeError: ``backbone`` is another module.
         FileNotFoundError, ConnectionError: The checkpoint is not there.
-        ValueError: It cannot be read or does not fit: unknown layout, missing or
+        ValueError: The checkpoint cannot be read or is incompatible: unknown layout, missing or
             misshapen weights, or weights that are not finite.
     """
     if not isinstance(getattr(backbone, 'arch', None), Arch):
@@ -101,42 +98,42 @@ def load_weights(backbone: nn.Module, source: Union[str, os.PathLike, Mapping],
 def _load(backbone: nn.Module, checkpoint: Mapping, name: str, prefix: Optional[str]) -> Report:
     wrapper, state, others, prefix = unwrap(checkpoint, prefix)
     layout, prefix = _recognise(state, backbone.arch, name, prefix)
-    wanted = backbone.state_dict()
+    targets = backbone.state_dict()
     table = layout.table(backbone.arch)
-    if layout.name == NATIVE:  # whatever else its norms hold
-        table.update((key, key) for key in wanted)
-    table = {ours: prefix + theirs for ours, theirs in table.items()}
-    taken = {theirs for ours, theirs in table.items() if ours in wanted}
-    rest = [key for key in state if key not in taken]
+    if layout.name == NATIVE:  # its norms may hold more than BatchNorm's tensors
+        table.update((key, key) for key in targets)
+    table = {target_key: prefix + source_key for target_key, source_key in table.items()}
+    used = {source_key for target_key, source_key in table.items() if target_key in targets}
+    unused = [key for key in state if key not in used]
     known = {*table.values()}
-    dropped = [key for key in rest if not key.startswith(prefix) or key in known or any(
+    dropped = [key for key in unused if not key.startswith(prefix) or key in known or any(
         fnmatchcase(key[len(prefix):], pattern) for pattern in layout.unused)]
-    unknown = tuple(key for key in rest if key not in {*dropped})
+    unknown = tuple(key for key in unused if key not in {*dropped})
     try:
-        present = {ours: _checked(state, theirs, ours, layout)
-                   for ours, theirs in table.items() if theirs in state}
-        _check_fit(wanted, table, present, [prefix + key for key in layout.network_keys(
-            (key[len(prefix):] for key in unknown), backbone.arch)])
+        found = {target_key: _read_tensor(state, source_key, target_key, layout)
+                 for target_key, source_key in table.items() if source_key in state}
+        _check_complete(targets, table, found, _foreign_keys(
+            unknown, layout, prefix, backbone.arch))
     except ValueError as error:
-        raise ValueError(f'{name} (layout {layout.name}) does not fit'
-                         f'{_other_arch(backbone.arch, state, prefix)}: {error}. '
+        raise ValueError(f'{name} (layout {layout.name}) is incompatible'
+                         f'{_describe_arch(backbone.arch, state, prefix)}: {error}. '
                          'Nothing was loaded.') from error
-
-    # Resampled here, since load_state_dict stops half way at an error in a module.
-    new = {ours: resample_table(value, wanted[ours].shape[1:]) if ours.endswith(TABLE) else value
-           for ours, value in present.items() if ours in wanted}
+    # Resampled here, since an error in load_state_dict would leave half of the tensors loaded.
+    new = {key: resample_table(value, targets[key].shape[1:]) if key.endswith(TABLE) else value
+           for key, value in found.items() if key in targets}
     backbone.load_state_dict(new, strict=False)
     return Report(
         source=name, layout=layout.name, prefix='.'.join(filter(None, (wrapper, prefix))),
         loaded=tuple(new),
-        resampled={ours: (tuple(present[ours].shape[1:]), tuple(value.shape[1:]))
-                   for ours, value in new.items() if value.shape != present[ours].shape},
+        resampled={key: (tuple(found[key].shape[1:]), tuple(value.shape[1:]))
+                   for key, value in new.items() if value.shape != found[key].shape},
         dropped=tuple(dropped), unknown=unknown,
-        missing=tuple(key for key in wanted if key not in new), others=others)
+        missing=tuple(key for key in targets if key not in new), others=others)
 
 
-def unwrap(checkpoint: Mapping, prefix: Optional[str]):
-    """Return the wrapper's name, what it holds, other wrappers there and the prefix left."""
+def unwrap(checkpoint: Mapping, prefix: Optional[str]
+           ) -> Tuple[str, Dict[str, Any], Tuple[str, ...], Optional[str]]:
+    """Return the wrapper's name, its state dict, other wrappers and the rest of ``prefix``."""
     state, path, others = checkpoint, [], ()
     while True:
         inside = [key for key in WRAPPERS if isinstance(state.get(key), Mapping)]
@@ -161,17 +158,17 @@ def _recognise(state: Mapping, arch: Arch, name: str,
             raise ValueError(f'{name} has no keys under prefix {prefix!r}; it has '
                              f'{_some(sorted({key.split(".")[0] for key in state}))}')
     layouts = layouts_of(arch)
-    found: Dict[Tuple[str, str], Tuple[int, bool]] = {}
+    hits: Dict[Tuple[str, str], Tuple[int, bool]] = {}
     for layout in layouts.values():
         table = layout.table(arch)
         for before in _prefixes(state, next(iter(table.values())), prefix):
             if not layout.marker or any(before + key in state for key in layout.marker):
-                hits = sum(before + key in state for key in table.values())
-                found[layout.name, before] = hits, bool(layout.marker)
-    best = [key for key, hits in found.items() if hits == max(found.values())]
+                count = sum(before + key in state for key in table.values())
+                hits[layout.name, before] = count, bool(layout.marker)
+    best = [key for key, each in hits.items() if each == max(hits.values())]
     if not best:
         under = f' under prefix {prefix!r}' if prefix else ''
-        under += _other_arch(arch, state, prefix)
+        under += _describe_arch(arch, state, prefix)
         raise ValueError(f'{name} has no known layout{under}; accepted are {", ".join(layouts)}. '
                          f'It starts with {_some(state)}')
     if len(best) > 1:
@@ -180,73 +177,97 @@ def _recognise(state: Mapping, arch: Arch, name: str,
     return layouts[best[0][0]], best[0][1]
 
 
-def _checked(state: Mapping, key: str, ours: str, layout: Layout) -> Tensor:
-    value = state[key]
+def _read_tensor(state: Mapping, source_key: str, target_key: str, layout: Layout) -> Tensor:
+    """Return a tensor of the file as the backbone has it."""
+    value = state[source_key]
     if not isinstance(value, Tensor):
-        raise ValueError(f'{key} is a {type(value).__name__}, expected a tensor')
-    if not ours.endswith('.num_batches_tracked'):
+        raise ValueError(f'{source_key} is a {type(value).__name__}, expected a tensor')
+    if not target_key.endswith(COUNTER):
         if not value.is_floating_point():
-            raise ValueError(f'{key} is of {value.dtype}, expected floating point')
+            raise ValueError(f'{source_key} is of {value.dtype}, expected floating point')
         if not torch.isfinite(value).all():
-            raise ValueError(f'{key} has values that are NaN or infinite')
+            raise ValueError(f'{source_key} has values that are NaN or infinite')
     try:
-        return layout.from_theirs(ours, value)
+        return layout.to_native(target_key, value)
     except ValueError as error:
-        raise ValueError(f'{key} is a {error}') from error
+        raise ValueError(f'{source_key} is a {error}') from error
 
 
-def _check_fit(wanted: Mapping, table: Mapping, present: Mapping, foreign: List[str]):
-    """Raise a ValueError unless ``present`` can be loaded whole and is all of a network."""
-    lacking = [table.get(ours, ours) for ours in wanted if ours not in present
-               and not ours.startswith('out_norms.') and not ours.endswith('.num_batches_tracked')]
-    wrong = []
-    for ours, value in present.items():
-        if ours in wanted:
-            # Grids of bias tables may differ.
-            dims = slice(1 if ours.endswith(TABLE) else None)
-            target = wanted[ours]
-            if value.dim() != target.dim() or value.shape[dims] != target.shape[dims]:
-                wrong.append(f'{table[ours]} is {tuple(value.shape)} and should be '
+def _check_complete(targets: Mapping, table: Mapping, found: Mapping,
+                    foreign: List[str]) -> None:
+    """Raise a ValueError unless ``found`` has all tensors of the backbone, and of no larger one.
+
+    Args:
+        targets: The backbone's tensors.
+        table: ``{target_key: source_key}``.
+        found: The file's tensors, by target_key.
+        foreign: The file's keys of blocks that the backbone does not have.
+    """
+    misshapen = []
+    for key, value in found.items():
+        dims = slice(1 if key.endswith(TABLE) else None)  # grids of bias tables may differ
+        target = targets.get(key, value)
+        if value.dim() != target.dim() or value.shape[dims] != target.shape[dims]:
+            misshapen.append(f'{table[key]} is {tuple(value.shape)} and should be '
                              f'{tuple(target.shape)}')
-    if wrong:
-        raise ValueError(f'{len(wrong)} tensors have another shape, first {wrong[0]}')
-    statistics = [table[ours] for ours in present
-                  if ours not in wanted and not ours.startswith('out_norms.')]
-    nowhere = statistics + foreign
-    if nowhere:
+    if misshapen:
+        raise ValueError(f'{len(misshapen)} tensors have another shape, first {misshapen[0]}')
+    statistics = [table[key] for key in found if key not in targets and not _is_optional(key)]
+    unexpected = statistics + foreign
+    if unexpected:
         hint = ' (its norm_cfg has to be of type BN or SyncBN)' if statistics else ''
-        raise ValueError(f'the backbone has no place for {len(nowhere)} of the keys, first '
-                         f'{_some(nowhere)}{hint}')
-    if lacking:
-        raise ValueError(f'it lacks {_some(lacking)}')
+        raise ValueError(f'{len(unexpected)} of the keys are unexpected, first '
+                         f'{_some(unexpected)}{hint}')
+    missing = [table.get(key, key) for key in targets
+               if key not in found and not _is_optional(key) and not key.endswith(COUNTER)]
+    if missing:
+        raise ValueError(f'it lacks {_some(missing)}')
 
 
-def _other_arch(arch: Arch, state: Mapping, prefix: Optional[str]) -> str:
-    """Return what to say when ``state`` is of another named arch, '' when it is not."""
+def _foreign_keys(unknown: Iterable[str], layout: Layout, prefix: str, arch: Arch) -> List[str]:
+    """Return the keys of a stem, downsample or block in a larger network of the same version."""
+    attention = (0, 0, 1, 1) if isinstance(arch, ArchV2) else (1,) * STAGES
+    every_part = type(arch)((2,) * STAGES, (2,) * STAGES, attention)
+    known = {_unnumbered(prefix + source_key) for key, source_key in layout.table(
+        every_part).items() if not _is_optional(key)}
+    return [key for key in unknown if _unnumbered(key) in known]
+
+
+def _unnumbered(key: str) -> str:
+    return re.sub(r'\.\d+', '.N', key)
+
+
+def _is_optional(target_key: str) -> bool:
+    return target_key.startswith('out_norms.')  # which classifiers lack
+
+
+def _describe_arch(arch: Arch, state: Mapping, prefix: Optional[str]) -> str:
+    """Return a phrase that names the arch of ``state`` if it is another named one, else ''."""
     named = {**ARCHS, **ARCHS_V2}
 
-    def fits(other: Arch, layout: Layout) -> bool:
-        table = {ours: theirs for ours, theirs in layout.table(other).items()
-                 if not ours.startswith('out_norms.') and ours.endswith('.weight')}
-        weights = {before: {ours: state.get(before + theirs) for ours, theirs in table.items()}
+    def matches(other: Arch, layout: Layout) -> bool:
+        table = {key: source_key for key, source_key in layout.table(other).items()
+                 if not _is_optional(key) and key.endswith('.weight')}
+        weights = {before: {key: state.get(before + source_key)
+                            for key, source_key in table.items()}
                    for before in _prefixes(state, next(iter(table.values())), prefix)}
         return any(all(isinstance(value, Tensor) for value in each.values()) and all(
-            value.shape[1] == other.widths[int(ours[len('stages.')])]
-            for ours, value in each.items() if '.blocks.0.mlp.expand' in ours and value.dim() > 1)
+            value.shape[1] == other.widths[int(key[len('stages.')])]
+            for key, value in each.items() if '.blocks.0.mlp.expand' in key and value.dim() > 1)
             for each in weights.values())
 
     own = next((name for name, other in named.items() if other == arch), 'another arch')
     found = next((name for name, other in named.items() if other != arch and any(
-        fits(other, layout) for layout in layouts_of(other).values())), None)
+        matches(other, layout) for layout in layouts_of(other).values())), None)
     return f', checkpoint is {found}, backbone is {own}' if found else ''
 
 
 def _prefixes(state: Mapping, anchor: str, prefix: Optional[str]) -> Set[str]:
-    """Return what stands before a layout's first key, ``prefix`` alone where one is given."""
-    at = {key[:-len(anchor)] for key in state if ('.' + key).endswith('.' + anchor)}
-    return at if prefix is None else at & {prefix}
+    """Return the prefixes of a layout's first key, or ``prefix`` alone where one is given."""
+    found = {key[:-len(anchor)] for key in state if ('.' + key).endswith('.' + anchor)}
+    return found if prefix is None else found & {prefix}
 
 
-def _some(keys) -> str:
-    keys: List[str] = list(keys)
+def _some(keys: Iterable[str]) -> str:
+    keys = list(keys)
     return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')

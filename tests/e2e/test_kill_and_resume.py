@@ -19,7 +19,7 @@ from support.helpers import FORKS, ROOT, run_here, run_tool
 from mmeffformer.datasets import write_ade20k, write_coco
 from mmeffformer.engine.hooks import CheckpointHook
 from mmeffformer.utils.plots import read_scalars
-from mmeffformer.weights.read import read_checkpoint
+from mmeffformer.weights.safe_loading import read_checkpoint
 
 SEGMENTOR = ROOT / 'tests/data/semfpn_faults.py'
 

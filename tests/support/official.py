@@ -57,8 +57,8 @@ def build(name: str, **backbone):
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 
-def theirs(name: str, tmp_path, **change) -> Path:
-    """A file as the authors' training saves it: their backbone's keys, our neck and heads."""
+def authors_checkpoint(name: str, tmp_path, **change) -> Path:
+    """Save a file as the authors' training does, with the neck and heads of this project."""
     model = build(CONFIGS[name])
     state = {f'backbone.{key}': value for key, value in official(f'official_{name}').items()}
     state.update((key, torch.rand_like(value) if value.is_floating_point() else value)

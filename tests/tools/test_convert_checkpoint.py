@@ -1,18 +1,18 @@
-"""The authors' segmentor, converted and evaluated by command."""
+"""tools/convert_checkpoint.py."""
 import re
 from pathlib import Path
 
 import torch
 from support.helpers import run_tool
-from support.official import official, theirs
+from support.official import authors_checkpoint, official
 
 from mmeffformer.datasets import write_ade20k
 
 CONFIG = 'configs/segmentation/semfpn_effformer_l1.py'
 
 
-def test_their_segmentor_is_converted_and_evaluated(tmp_path):
-    source = theirs('seg_v1_l1', tmp_path)
+def test_a_segmentor_is_converted_and_evaluated(tmp_path):
+    source = authors_checkpoint('seg_v1_l1', tmp_path)
     printed = run_tool('tools/convert_checkpoint.py', source, '--config', CONFIG,
                        '--out', tmp_path / 'checkpoints')
     path, = (tmp_path / 'checkpoints').iterdir()

@@ -1,43 +1,92 @@
-"""Checkpoints of whole models, told from others."""
+"""Checkpoints of whole models are checked before anything is loaded."""
 import pytest
 import torch
 from torch import nn
 
 from mmeffformer import EfficientFormer
-from mmeffformer.weights.compatibility import check_compatible
+from mmeffformer.weights.compatibility import check_compatible, dataset_meta, load_compatible
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1), attention_blocks=(0, 0, 0, 1))
+NAN, INF = float('nan'), float('inf')
 
 
-def model(bias_grid=7):
-    return nn.ModuleDict({'backbone': EfficientFormer(TINY, bias_grid=bias_grid),
-                          'head': nn.Linear(24, 5)})
+def build(bias_grid=7):
+    model = nn.ModuleDict({'backbone': EfficientFormer(TINY, bias_grid=bias_grid),
+                           'head': nn.Linear(24, 5)})
+    model.register_buffer('mask', torch.full((2, 2), -INF).triu(1))
+    return model
 
 
-def saved(tmp_path, change=lambda state: state, **beside):
+def saved(tmp_path, change=lambda state: state, **rest):
     path = tmp_path / 'model.pth'
-    torch.save({'state_dict': change(model().state_dict()), **beside}, path)
+    torch.save({'state_dict': change(build().state_dict()), **rest}, path)
     return str(path)
 
 
-def test_what_training_saved_fits(tmp_path):
-    check_compatible(model(), saved(tmp_path, meta={'epoch': 3}))
-    check_compatible(model(), saved(tmp_path, lambda state: {
-        f'module.{k}': v for k, v in state.items()}))
-    check_compatible(model(), saved(tmp_path, lambda state: {**state, 'more': torch.zeros(1)}))
-    check_compatible(model(bias_grid=(9, 5)), saved(tmp_path))
+def test_checkpoints_of_the_model_are_accepted(tmp_path):
+    check_compatible(build(), saved(tmp_path, meta={'epoch': 3}))
+    check_compatible(build(), saved(tmp_path, lambda state: {
+        f'module.{key}': value for key, value in state.items()}))
+    check_compatible(build(), saved(tmp_path, lambda state: {**state, 'more': torch.zeros(1)}))
+    check_compatible(build(bias_grid=(9, 5)), saved(tmp_path))
+    check_compatible(build(), saved(tmp_path, lambda state: {
+        key: value for key, value in state.items() if not key.endswith('num_batches_tracked')}))
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda state: {k: v for k, v in state.items() if 'head' not in k},
-     '2 are missing, first head.weight'),
-    (lambda state: {**state, 'head.weight': torch.zeros(3, 24), 'head.bias': torch.zeros(3)},
+    (dict.fromkeys(['head.weight', 'head.bias']), '2 are missing, first head.weight'),
+    ({'head.weight': torch.zeros(3, 24), 'head.bias': torch.zeros(3)},
      r'2 have another shape, first head.weight: \(3, 24\) instead of \(5, 24\)'),
-    (lambda state: {k: v[:4] if k.endswith('bias.table') else v for k, v in state.items()},
+    ({'backbone.stages.3.blocks.0.token_mixer.bias.table': torch.zeros(4, 7, 7)},
      '1 have another shape, first backbone.stages.3.blocks.0.token_mixer.bias.table'),
+    ({'head.bias': [1.]}, '1 are of another type, first head.bias: list instead of a tensor'),
+    ({'head.bias': torch.zeros(5, dtype=torch.int64)},
+     'first head.bias: torch.int64 instead of torch.float32'),
+    ({'head.bias': torch.zeros(5, dtype=torch.complex64)}, 'torch.complex64 instead'),
+    ({'head.bias': torch.zeros(5, dtype=torch.bool)}, 'torch.bool instead'),
 ])
-def test_what_does_not_fit_is_told(tmp_path, change, message):
-    path = saved(tmp_path, change)
+def test_other_checkpoints_leave_the_model_unchanged(tmp_path, change, message):
+    path = saved(tmp_path, lambda state: {key: value for key, value in {
+        **state, **change}.items() if value is not None})
+    model = build()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=message) as caught:
-        check_compatible(model(), path)
+        load_compatible(model, path)
     assert f'checkpoint {path} is not of this config' in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('key, bad', [
+    ('head.bias', NAN), ('head.weight', -INF), ('backbone.stem.0.norm.running_var', INF),
+    ('backbone.stages.0.blocks.0.layer_scale1', NAN), ('mask', None)])
+def test_weights_and_statistics_must_be_finite_but_masks_need_not(tmp_path, key, bad):
+    path = saved(tmp_path, lambda state: {**state, key: state[key] + (bad or 0)})
+    if bad is None:
+        check_compatible(build(), path)
+    else:
+        with pytest.raises(ValueError, match=f'has 1 tensors .* NaN or infinite, first {key}'):
+            check_compatible(build(), path)
+
+
+def test_meta_is_returned_and_floats_are_converted(tmp_path):
+    model = build()
+    path = saved(tmp_path, lambda state: {key: value.half() if key == 'head.bias' else value
+                                          for key, value in state.items()}, meta={'epoch': 3})
+    assert load_compatible(model, path) == {'epoch': 3}
+    assert model['head'].bias.dtype == torch.float32
+    assert load_compatible(model, saved(tmp_path, meta=['none'])) == {}
+    torch.save({'state_dict': [1]}, path)
+    with pytest.raises(ValueError, match='has a list as its state_dict'):
+        load_compatible(model, path)
+
+
+@pytest.mark.parametrize('meta, classes', [
+    ({'dataset_meta': {'classes': ['a', 'b']}}, ['a', 'b']),
+    ({'dataset_meta': {'CLASSES': ('a', 'b')}}, ('a', 'b')),
+    ({'CLASSES': ('c', 'd')}, ('c', 'd')),
+    ({'dataset_meta': {'classes': 7}}, None),
+    ({'dataset_meta': {'classes': ('a', 1)}}, None),
+    ({'dataset_meta': 'all'}, None),
+    ({}, None)])
+def test_class_names_of_old_and_new_checkpoints(meta, classes):
+    assert dataset_meta(meta).get('classes') == classes

@@ -1,4 +1,4 @@
-"""Checkpoint files converted whole, backbones and the authors' detectors and segmentors alike."""
+"""Conversion of backbones and of the authors' detectors and segmentors."""
 import hashlib
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from support.official import CONFIGS, build, official, theirs
+from support.official import CONFIGS, authors_checkpoint, build, official
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.models import ARCHS, ARCHS_V2
@@ -18,8 +18,8 @@ DATA = Path(__file__).resolve().parents[1] / 'data'
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_their_models_become_ours_whole_and_bit_exact(name, tmp_path):
-    source = theirs(name, tmp_path)
+def test_models_of_the_authors_are_converted_bit_exactly(name, tmp_path):
+    source = authors_checkpoint(name, tmp_path)
     model = build(CONFIGS[name])
     checkpoint = transfer_model(source, model)
     state = torch.load(source, weights_only=True)['state_dict']
@@ -27,14 +27,14 @@ def test_their_models_become_ours_whole_and_bit_exact(name, tmp_path):
     for key, value in checkpoint['state_dict'].items():
         if not key.startswith('backbone.'):
             assert torch.equal(value, state[key])
-    # Every value of theirs that is used is there once, and nothing else.
+    # Every value that is used is there once, and nothing else.
     used = {key: value for key, value in state.items() if key.startswith('backbone.')
             and 'idxs' not in key and not key.endswith('attention_biases')}
-    ours = [value for key, value in checkpoint['state_dict'].items()
+    converted = [value for key, value in checkpoint['state_dict'].items()
             if key.startswith('backbone.')]
-    assert len(used) == len(ours)
+    assert len(used) == len(converted)
     assert sorted(v.double().sum().item() for v in used.values()) == pytest.approx(
-        sorted(v.double().sum().item() for v in ours), rel=1e-6)
+        sorted(v.double().sum().item() for v in converted), rel=1e-6)
     meta = checkpoint['meta']
     assert meta['bias_mode'] == 'legacy' and meta['layout'] == 'official-dense'
     assert meta['sha256'] == hashlib.sha256(source.read_bytes()).hexdigest()
@@ -54,8 +54,8 @@ def test_their_models_become_ours_whole_and_bit_exact(name, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize('name, size', [('det_v1_l1', (256, 320)), ('seg_v2_s0', (256, 384))])
-def test_a_converted_model_has_the_features_of_theirs(name, size, tmp_path):
-    source = theirs(name, tmp_path)
+def test_a_converted_model_has_the_features_of_the_source(name, size, tmp_path):
+    source = authors_checkpoint(name, tmp_path)
     model = build(CONFIGS[name])
     checkpoint = transfer_model(source, model)
     fresh = build(CONFIGS[name])
@@ -70,8 +70,8 @@ def test_a_converted_model_has_the_features_of_theirs(name, size, tmp_path):
 
 def test_weights_of_another_bias_mode_are_refused(tmp_path):
     name = 'det_v1_l1'
-    path = save_checkpoint(transfer_model(theirs(name, tmp_path), build(CONFIGS[name])),
-                           tmp_path / 'out', 'model')
+    checkpoint = transfer_model(authors_checkpoint(name, tmp_path), build(CONFIGS[name]))
+    path = save_checkpoint(checkpoint, tmp_path / 'out', 'model')
     offset = build(CONFIGS[name])
     for module in offset.modules():
         if hasattr(module, 'table'):
@@ -81,32 +81,32 @@ def test_weights_of_another_bias_mode_are_refused(tmp_path):
         check_compatible(offset, path)
 
 
-def test_what_is_no_such_model_is_named(tmp_path):
+def test_checkpoints_of_other_models_are_named(tmp_path):
     detector = CONFIGS['det_v1_l1']
     classifier = tmp_path / 'imagenet.pth'
     torch.save(official('official_cls_v1_l1'), classifier)
     with pytest.raises(ValueError, match='imagenet.pth is a backbone or an ImageNet classifier, '
                        'expected a detector: it has none of rpn_head, .* give --arch'):
         transfer_model(classifier, build(detector))
-    segmentor = theirs('seg_v1_l1', tmp_path)
+    segmentor = authors_checkpoint('seg_v1_l1', tmp_path)
     with pytest.raises(ValueError, match=r'is a segmentor \(it has decode_head\), the config is '
                        'of a detector'):
         transfer_model(segmentor, build(detector))
     with pytest.raises(ValueError, match=r'is a whole segmentor \(it has decode_head\), expected '
                        'a backbone or an ImageNet classifier.*--prefix backbone'):
         transfer_backbone(segmentor, ARCHS['l1'], 'timm')
-    source = theirs('det_v1_l1', tmp_path)
+    source = authors_checkpoint('det_v1_l1', tmp_path)
     with pytest.raises(ValueError, match='is 25 x 25 there and 7 x 7 in the config'):
         transfer_model(source, build(detector, bias_grid=7))
     with pytest.raises(ValueError, match='checkpoint is l1, backbone is l3'):
         transfer_model(source, build('detection/maskrcnn_effformer_l3'))
     with pytest.raises(ValueError, match='checkpoint is l1, backbone is s0'):
         transfer_model(source, build('detection/maskrcnn_effformerv2_s0'))
-    broken = theirs('det_v1_l1', tmp_path,
+    broken = authors_checkpoint('det_v1_l1', tmp_path,
                     **{'roi_head.bbox_head.fc_cls.weight': torch.ones(3, 4)})
     with pytest.raises(ValueError, match=r'fc_cls.weight: \(3, 4\) instead of \(81, 1024\)'):
         transfer_model(broken, build(detector))
-    broken = theirs('det_v1_l1', tmp_path, **{
+    broken = authors_checkpoint('det_v1_l1', tmp_path, **{
         'roi_head.bbox_head.fc_cls.bias': torch.full((81,), float('nan'))})
     with pytest.raises(ValueError, match='1 tensors with values that are NaN.*fc_cls.bias'):
         transfer_model(broken, build(detector))
@@ -124,30 +124,30 @@ def test_a_backbone_goes_to_timm_and_back(arch, version, tmp_path):
     assert not unexpected
     assert all(key.split('.')[0] == 'norm' or 'idxs' in key for key in missing)
     there = save_checkpoint(checkpoint, tmp_path, 'timm')
-    ours, report = transfer_backbone(there, spec, 'mmeffformer')
-    assert report.layout == 'timm' and ours['meta']['layout'] == 'timm'
-    back, _ = transfer_backbone(save_checkpoint(ours, tmp_path, 'ours'), spec, 'official')
+    native, report = transfer_backbone(there, spec, 'mmeffformer')
+    assert report.layout == 'timm' and native['meta']['layout'] == 'timm'
+    back, _ = transfer_backbone(save_checkpoint(native, tmp_path, 'native'), spec, 'official')
     state = read_checkpoint(source)['model']
     assert all(torch.equal(value, state[key]) for key, value in back.items())
     assert {key.split('.')[0] for key in state.keys() - back.keys()
             if 'idxs' not in key} == {'norm', 'head', 'dist_head'}
     kind = EfficientFormerV2 if version else EfficientFormer
-    assert ours['state_dict'].keys() == kind(arch, out_norm_cfg=None).state_dict().keys()
+    assert native['state_dict'].keys() == kind(arch, out_norm_cfg=None).state_dict().keys()
 
 
 def test_a_detectors_backbone_is_taken_by_its_prefix(tmp_path):
-    source = theirs('det_v1_l1', tmp_path)
+    source = authors_checkpoint('det_v1_l1', tmp_path)
     checkpoint, report = transfer_backbone(source, ARCHS['l1'], 'mmeffformer', prefix='backbone')
     assert report.prefix == 'state_dict.backbone.'
     table = checkpoint['state_dict']['stages.3.blocks.3.token_mixer.bias.table']
     assert table.shape == (8, 25, 25)  # as it is in the file
 
 
-def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(torch, 'save', full)
+    monkeypatch.setattr(Path, 'write_bytes', full)
     with pytest.raises(OSError, match='No space left'):
         save_checkpoint({}, tmp_path / 'out', 'model')
     assert [*(tmp_path / 'out').iterdir()] == []

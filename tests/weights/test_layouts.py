@@ -56,9 +56,9 @@ def assert_same_features(net: EfficientFormer, expected):
     with torch.no_grad():
         features = net.double().eval()(image())
     assert len(features) == len(expected) == 4
-    for ours, theirs in zip(features, expected):
-        assert ours.shape == theirs.shape
-        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    for feature, reference in zip(features, expected):
+        assert feature.shape == reference.shape
+        assert (feature - reference).abs().max() <= 1e-5 * reference.abs().max()
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def test_transformers():
     assert {'classifier.weight', 'efficientformer.layernorm.bias'} < {*report.dropped}
 
 
-def test_official_detector_is_read_whole():
+def test_official_detector_is_read_completely():
     state = {f'backbone.{key}': v for key, v in official('official_det_v1_l1').items()}
     net = EfficientFormer('l1', bias_grid=25)
     report = load_weights(net, {'state_dict': {**state, 'neck.w': torch.ones(1)}})
@@ -177,7 +177,7 @@ def test_legacy_mode_gives_the_outputs_of_the_authors_dense_networks(name, heigh
                   / np.abs(vectors[f'level{i}']).max() for i, level in enumerate(levels)]
         worst[mode] = max(errors).item()
     assert worst['legacy'] < 1e-5
-    assert worst['offset'] > 1e-3  # so the vectors do tell the modes apart
+    assert worst['offset'] > 1e-3  # so the vectors distinguish the modes
 
 
 @pytest.mark.parametrize('task, grid', [('det', 25), ('seg', 16)])
@@ -332,5 +332,5 @@ def test_convert_errors():
         convert(state, arch, 'mmeffformer', 'tim')
     with pytest.raises(ValueError, match='a bias table of a 3 x 4 grid: timm holds tables of'):
         convert(state, arch, 'mmeffformer', 'timm')
-    with pytest.raises(ValueError, match='stem.conv1.weight is missing, so this is not a whole'):
+    with pytest.raises(ValueError, match='stem.conv1.weight is missing, so this is not a comp'):
         convert({}, arch, 'timm', 'mmeffformer')
