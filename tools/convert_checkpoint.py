@@ -1,7 +1,7 @@
 """Convert checkpoints between layouts.
 
 A detector or segmentor of the authors, for a config of this project:
-  python tools/convert_checkpoint.py maskrcnn.pth --config configs/detection/maskrcnn_effformer_l1.py
+  python tools/convert_checkpoint.py model.pth --config configs/detection/maskrcnn_effformer_l1.py
 A backbone of any layout, to this project's or to another's:
   python tools/convert_checkpoint.py efficientformerv2_s0.pth --arch s0 --to timm
 """
