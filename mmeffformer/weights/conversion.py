@@ -26,9 +26,9 @@ HEADS = {'detector': ('rpn_head', 'roi_head', 'bbox_head', 'mask_head'),
 def transfer_model(source: str, model: nn.Module) -> Dict[str, Dict[str, Any]]:
     """Return a detector or segmentor of the authors as a checkpoint of ``model``.
 
-    Backbones of mmdet 2.x and mmseg 0.x get the names of this project; necks and heads have kept
-    theirs. The authors' models compute the same only with ``bias_mode='legacy'`` and their bias
-    grid, so the checkpoint's ``meta`` asks for that mode.
+    Only the backbone's keys differ from those of mmdet 2.x and mmseg 0.x. The authors' models
+    compute the same only with ``bias_mode='legacy'`` and their bias grid, so the checkpoint's
+    ``meta`` asks for that mode.
 
     Args:
         source: Path or URL of their checkpoint.
@@ -117,12 +117,12 @@ def _task(keys: Iterable[str]) -> Tuple[Optional[str], str]:
 def _check_task(path: Path, source_keys: Iterable[str], target_keys: Iterable[str]) -> None:
     (source, heads), (target, _) = _task(source_keys), _task(target_keys)
     if not target:
-        raise ValueError('the config is of neither a detector nor a segmentor: its model has none '
-                         f'of {", ".join(head for heads in HEADS.values() for head in heads)}')
+        raise ValueError('the config is of neither a detector nor a segmentor, which have one of '
+                         f'{", ".join(head for heads in HEADS.values() for head in heads)}')
     if not source:
         raise ValueError(
-            f'{path} is a backbone or an ImageNet classifier, expected a {target}: it has none of '
-            f'{", ".join(HEADS[target])}. To train from it, name it in the config as '
+            f'{path} is a backbone or an ImageNet classifier, expected a {target}, which has one '
+            f'of {", ".join(HEADS[target])}. To train from it, name it in the config as '
             "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...); to change its "
             'layout alone, give --arch instead of --config')
     if source != target:

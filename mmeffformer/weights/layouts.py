@@ -98,8 +98,7 @@ class Layout:
         name: The name in reports and errors.
         parts: ``{part: templates}``, without the parts that the layout does not have.
         unused: Patterns (fnmatch) of keys that a backbone does not need.
-        marker: Keys, at least one of which is there; for a layout that is another one with
-            keys added.
+        marker: Keys that distinguish the layout from one with fewer keys; any of them is enough.
         scale_shape: The shape of a layer scale after C.
     """
 

@@ -1,7 +1,7 @@
 """Reads checkpoint files without running code from them, also where mmengine loads them.
 
-torch's ``weights_only`` unpickler does the work. Besides torch's own names it accepts those that
-trainings of mmengine save.
+torch's ``weights_only`` unpickler does the work. Besides torch's own names it accepts those in
+mmengine's checkpoints.
 """
 import argparse
 import os

@@ -86,7 +86,7 @@ def test_checkpoints_of_other_models_are_named(tmp_path):
     classifier = tmp_path / 'imagenet.pth'
     torch.save(official('official_cls_v1_l1'), classifier)
     with pytest.raises(ValueError, match='imagenet.pth is a backbone or an ImageNet classifier, '
-                       'expected a detector: it has none of rpn_head, .* give --arch'):
+                       'expected a detector, which has one of rpn_head, .* give --arch'):
         transfer_model(classifier, build(detector))
     segmentor = authors_checkpoint('seg_v1_l1', tmp_path)
     with pytest.raises(ValueError, match=r'is a segmentor \(it has decode_head\), the config is '

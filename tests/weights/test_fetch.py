@@ -52,7 +52,7 @@ def served(content, requests, wait_s=0.):
 
 
 def names(folder):
-    """Return the visible files; a lock may be left beside a download."""
+    """Return the visible files; a lock may stay next to a download."""
     return {path.name for path in folder.iterdir() if not path.name.endswith('.lock')}
 
 
@@ -80,7 +80,7 @@ def test_paths(tmp_path):
 @pytest.mark.parametrize('name, message', [
     ('s3://a/b.pth', "checkpoint 's3://a/b.pth': expected a path, an http"),
     ('hf-hub:timm', 'expected hf-hub:OWNER/NAME'),
-    ('https://host/', 'URL that ends in the name of a file')])
+    ('https://a.b/', 'URL that ends in the name of a file')])
 def test_other_names_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         fetch.locate(name)

@@ -1,5 +1,6 @@
 """Every published layout against the network it belongs to."""
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +87,10 @@ def test_official_against_timms_own_reading():
     state = official('official_cls_v1_l1')
     net = EfficientFormer('l1', **RAW)
     report = load_weights(net, {'model': state, 'epoch': 299})
-    theirs = checkpoint_filter_fn(state, None)
+    expected = checkpoint_filter_fn(state, None)
     indices = 'stages.3.blocks.4.token_mixer.attention_bias_idxs'
-    theirs[indices] = timm.create_model('efficientformer_l1').state_dict()[indices]
-    assert_same_features(net, timm_features(theirs))
+    expected[indices] = timm.create_model('efficientformer_l1').state_dict()[indices]
+    assert_same_features(net, timm_features(expected))
     assert (report.layout, report.prefix) == ('official', 'model')
     assert len(report.loaded) == TENSORS['l1']
     assert len(report.dropped) == 7 and not report.unknown and not report.missing
@@ -192,9 +193,9 @@ def test_every_dense_layout_of_the_authors_loads_completely(arch, task, grid):
     assert not report.resampled and not report.unknown and not report.missing
     assert all(key.rsplit('.')[-1] in ('attention_biases', 'attention_bias_idxs',
                                        'attention_bias_idxs_seg') for key in report.dropped)
-    ours = convert(state, net.arch, 'official-dense', 'mmeffformer')
-    assert ours.keys() == net.state_dict().keys()
-    back = convert(ours, net.arch, 'mmeffformer', 'official-dense')
+    native = convert(state, net.arch, 'official-dense', 'mmeffformer')
+    assert native.keys() == net.state_dict().keys()
+    back = convert(native, net.arch, 'mmeffformer', 'official-dense')
     assert back.keys() == state.keys() - {*report.dropped}
     assert all(torch.equal(value, state[key]) for key, value in back.items())
 
@@ -207,78 +208,70 @@ def test_official_segmentor_has_its_own_grid():
     assert torch.equal(table.flatten(1), state['network.6.4.token_mixer.attention_biases_seg'])
 
 
-@pytest.mark.parametrize('arch', [*ARCHS_V2])
-@pytest.mark.parametrize('layout', ['timm', 'official'])
-def test_tables_name_exactly_the_tensors_of_v2(layout, arch):
-    with torch.device('meta'):
-        shapes = json.loads((DATA / 'keys' / f'official_cls_v2_{arch}.json').read_text())
-        if layout == 'timm':
-            shapes = {key: v.shape for key, v in timm.create_model(
-                f'efficientformerv2_{arch}').state_dict().items()}
-        ours = EfficientFormerV2(arch).state_dict()
-    table = LAYOUTS_V2[layout].table(ARCHS_V2[arch])
-    assert table.keys() == ours.keys()
-    assert len({*table.values()}) == len(ours) == TENSORS[arch]
-    for our, their in table.items():
-        count = ours[our].numel()
-        assert int(np.prod(shapes[their])) == count, (our, their)
-    rest = {key for key in shapes if key not in table.values()}
-    assert all('bias_idxs' in key or key.split('.')[0] in (
-        'norm', 'head', 'head_dist', 'dist_head') for key in rest)
-
-
 @torch.no_grad()
 def test_official_v2_and_timm_v2():
     state = official('official_cls_v2_s0')
     net = EfficientFormerV2('s0')
     report = load_weights(net, {'model': state})
-    theirs = timm.create_model('efficientformerv2_s0', num_classes=0)
-    missing, unexpected = theirs.load_state_dict(
+    reference = timm.create_model('efficientformerv2_s0', num_classes=0)
+    missing, unexpected = reference.load_state_dict(
         convert(state, net.arch, 'official', 'timm'), strict=False)
     assert not unexpected
     assert all(key.startswith('norm.') or key.endswith('idxs') for key in missing)
-    theirs.double().eval()
-    expected = theirs.forward_intermediates(image(), intermediates_only=True)
+    reference.double().eval()
+    expected = reference.forward_intermediates(image(), intermediates_only=True)
     assert_same_features(net, expected)
     assert (report.layout, report.prefix) == ('official', 'model')
     assert len(report.loaded) == TENSORS['s0'] and not report.unknown and not report.missing
     again = EfficientFormerV2('s0')
-    assert load_weights(again, theirs.float().state_dict()).layout == 'timm'
+    assert load_weights(again, reference.float().state_dict()).layout == 'timm'
     assert_same_features(again, expected)
 
 
-@pytest.mark.parametrize('arch', ['l1', 'l3', 'l7'])
-@pytest.mark.parametrize('layout', ['timm', 'mmpretrain', 'transformers', 'official'])
+def published_shapes(layout, arch):
+    """Return ``{key: shape}`` of a network, as the library of the layout builds it."""
+    version, prefix = ('v1', '') if arch in ARCHS else ('v2', 'v2')
+    if layout == 'official':
+        return json.loads((DATA / 'keys' / f'official_cls_{version}_{arch}.json').read_text())
+    if layout == 'transformers':
+        spec = ARCHS[arch]
+        net = transformers.EfficientFormerModel(transformers.EfficientFormerConfig(
+            depths=list(spec.depths), hidden_sizes=list(spec.widths), dim=spec.widths[-1],
+            num_meta3d_blocks=spec.attention_blocks[-1]))
+    elif layout == 'mmpretrain':
+        net = MMPretrainEfficientFormer(arch)
+    else:
+        net = timm.create_model(f'efficientformer{prefix}_{arch}',
+                                features_only=layout == 'timm-features')
+    return {key: value.shape for key, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize('layout, arch', [
+    *product(('timm', 'mmpretrain', 'transformers', 'official'), ARCHS),
+    *product(('timm', 'timm-features', 'official'), ARCHS_V2)])
 def test_tables_name_exactly_the_tensors_of_the_libraries(layout, arch):
+    v1 = arch in ARCHS
     with torch.device('meta'):
-        if layout == 'official':
-            shapes = json.loads((DATA / 'keys' / f'official_cls_v1_{arch}.json').read_text())
-            shapes = {key: tuple(shape) for key, shape in shapes.items()}
-        else:
-            spec = ARCHS[arch]
-            build = dict(
-                timm=lambda: timm.create_model(f'efficientformer_{arch}'),
-                mmpretrain=lambda: MMPretrainEfficientFormer(arch),
-                transformers=lambda: transformers.EfficientFormerModel(
-                    transformers.EfficientFormerConfig(
-                        depths=list(spec.depths), hidden_sizes=list(spec.widths),
-                        dim=spec.widths[-1], num_meta3d_blocks=spec.attention_blocks[-1])))
-            shapes = {key: tuple(v.shape) for key, v in build[layout]().state_dict().items()}
-        ours = {key: tuple(v.shape)
-                for key, v in EfficientFormer(arch, **RAW).state_dict().items()}
-    table = LAYOUTS[layout].table(ARCHS[arch])
-    assert len(table) == len({*table.values()}) == len(ours) == TENSORS[arch]
-    for our, their in table.items():
-        expected = (ours[our][0], 49) if our.endswith('bias.table') else ours[our]
-        assert shapes[their] == expected, (our, their)
+        shapes = published_shapes(layout, arch)
+        native = (EfficientFormer(arch, **RAW) if v1 else EfficientFormerV2(arch)).state_dict()
+    table = (LAYOUTS if v1 else LAYOUTS_V2)[layout].table((ARCHS if v1 else ARCHS_V2)[arch])
+    assert table.keys() == native.keys()
+    assert len({*table.values()}) == len(native) == TENSORS[arch]
+    for native_key, key in table.items():
+        shape = tuple(native[native_key].shape)
+        if native_key.endswith('bias.table'):
+            shape = (shape[0], shape[1] * shape[2])
+        elif not v1 and 'layer_scale' in native_key and layout == 'official':
+            shape += (1, 1)
+        assert tuple(shapes[key]) == shape, key
     rest = {key for key in shapes if key not in table.values()}
     assert all('bias_idxs' in key or key.split('.')[0] in (
         'norm', 'norm3', 'layernorm', 'head', 'head_dist', 'dist_head') for key in rest)
 
 
 def test_anchor_keys():
-    def of(layout, ours, arch='l3'):
-        return LAYOUTS[layout].table(ARCHS[arch])[ours]
+    def of(layout, native_key, arch='l3'):
+        return LAYOUTS[layout].table(ARCHS[arch])[native_key]
 
     assert of('official', 'stem.1.norm.running_var') == 'patch_embed.4.running_var'
     assert of('official', 'stages.2.downsample.conv.weight') == 'network.3.proj.weight'
@@ -293,8 +286,8 @@ def test_anchor_keys():
 
 
 def test_anchor_keys_of_v2():
-    def of(layout, ours):
-        return LAYOUTS_V2[layout].table(ARCHS_V2['s0'])[ours]
+    def of(layout, native_key):
+        return LAYOUTS_V2[layout].table(ARCHS_V2['s0'])[native_key]
 
     assert of('official', 'stages.2.blocks.4.token_mixer.stride_conv.norm.bias') \
         == 'network.4.4.token_mixer.stride_conv.1.bias'
@@ -315,13 +308,13 @@ def test_round_trip_is_bit_exact(kind, layout):
                **{} if kind is EfficientFormer else RAW)
     arch = net.arch
     state = {key: value(key, tuple(v.shape)) for key, v in net.state_dict().items()}
-    theirs = convert(state, arch, 'mmeffformer', layout)
-    back = convert(theirs, arch, layout, 'mmeffformer')
+    converted = convert(state, arch, 'mmeffformer', layout)
+    back = convert(converted, arch, layout, 'mmeffformer')
     kept = {key for key in state if layout.endswith('dense') or not key.startswith('out_norms')}
     assert back.keys() == kept
     assert all(torch.equal(back[key], state[key]) for key in kept)
-    assert convert(back, arch, 'mmeffformer', layout).keys() == theirs.keys()
-    load_weights(net, theirs)
+    assert convert(back, arch, 'mmeffformer', layout).keys() == converted.keys()
+    load_weights(net, converted)
     assert all(torch.equal(net.state_dict()[key], state[key]) for key in kept)
 
 
