@@ -45,8 +45,34 @@ class _History(HistoryBuffer):
 
     def __setstate__(self, state: dict):
         self.__class__ = HistoryBuffer
-        self.__dict__.update((key, state[key]) for key in (
-            'max_length', '_log_history', '_count_history'))
+        self.__init__(state['_log_history'], state['_count_history'], state['max_length'])
+
+
+class _Array(np.ndarray):
+    """An array of numbers, saved as a plain one."""
+
+    def __new__(cls, *args: Any):  # its content is set with its state
+        return super().__new__(cls, 0)
+
+    def __setstate__(self, state: tuple):
+        super().__setstate__((*state[:2], _numeric(state[2]), *state[3:]))
+
+    def __reduce__(self):
+        return np.asarray(self).__reduce__()
+
+
+def _numeric(dtype: np.dtype) -> np.dtype:
+    """Refuse other dtypes, and numeric ones with forged flags.
+
+    A dtype that claims to hold objects makes numpy take numbers for their addresses.
+    """
+    if dtype.kind not in 'biufc' or dtype.flags:
+        raise pickle.UnpicklingError('it holds a numpy array of other values than numbers')
+    return dtype
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
+    return np.frombuffer(data, _numeric(dtype), 1)[0]
 
 
 def _no_getattr(*args: Any) -> None:
@@ -60,15 +86,14 @@ SAFE_GLOBALS = {
     'builtins.getattr': _no_getattr,
     'builtins.slice': slice,
     'argparse.Namespace': argparse.Namespace,
-    'numpy.ndarray': np.ndarray,
+    'numpy.ndarray': _Array,
     'numpy.dtype': np.dtype,
 }
 for _code in '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']:
     _kind = type(np.dtype(_code))
     SAFE_GLOBALS[f'numpy.dtypes.{_kind.__name__}'] = _kind
 for _module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # before and since numpy 2
-    SAFE_GLOBALS[f'{_module}._reconstruct'] = np.zeros(1).__reduce__()[0]
-    SAFE_GLOBALS[f'{_module}.scalar'] = np.float64(0).__reduce__()[0]
+    SAFE_GLOBALS.update({f'{_module}._reconstruct': _Array, f'{_module}.scalar': _scalar})
 _TORCH_GLOBALS = {
     'collections.OrderedDict', 'collections.Counter', '_codecs.encode', 'builtins.set',
     'builtins.bytearray', 'builtins.complex', 'torch.Size', 'torch.device', 'torch.Tensor',

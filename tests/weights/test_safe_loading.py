@@ -165,6 +165,32 @@ def test_logged_values_bring_no_methods(tmp_path, unpickler):
     assert all(map(callable, HistoryBuffer._statistics_methods.values()))
 
 
+@pytest.mark.parametrize('make', [
+    lambda: np.array(['a']), lambda: np.zeros(1, [('a', 'f4')]), lambda: np.array([None])])
+def test_arrays_hold_numbers_only(tmp_path, unpickler, make):
+    torch.save({'a': make()}, tmp_path / 'a.pth')
+    assert 'was refused: ' in refusal(tmp_path / 'a.pth')
+
+
+def test_dtypes_cannot_claim_to_hold_objects(tmp_path, unpickler):
+    """numpy would use the numbers as addresses."""
+    class Forged:
+        def __reduce__(self):
+            return np.dtype, ('f8', False, True), (3, '<', None, None, None, -1, -1, 63)
+
+    class Array:
+        def __reduce__(self):
+            return (*np.zeros(1).__reduce__()[:2], (1, (1,), Forged(), False, [1.]))
+
+    class Scalar:
+        def __reduce__(self):
+            return np.float64(1).__reduce__()[0], (Forged(), b'A' * 8)
+
+    for forged in (Array(), Scalar()):
+        torch.save({'a': forged}, tmp_path / 'a.pth')
+        assert 'it holds a numpy array of other values than numbers' in refusal(tmp_path / 'a.pth')
+
+
 def test_optimizers_are_read(tmp_path, unpickler):
     weight = nn.Parameter(torch.ones(3))
     wrapper = OptimWrapper(torch.optim.AdamW([weight], amsgrad=True))
@@ -228,6 +254,7 @@ def test_plain_data_is_read_as_it_was_saved(tmp_path, zipped, unpickler):
             torch.testing.assert_close(read[key], value.detach(), rtol=0, atol=0)
         elif isinstance(value, np.ndarray):
             assert np.array_equal(read[key], value) and read[key].dtype == value.dtype
+            assert type(pickle.loads(pickle.dumps(read[key]))) is np.ndarray
         elif key not in ('message_hub', 'state_dict', 'norm'):
             assert read[key] == value and type(read[key]) is type(value), key
     assert read['norm']._metadata == expected['norm']._metadata
