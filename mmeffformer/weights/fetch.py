@@ -89,7 +89,7 @@ def _from_hub(name: str) -> Path:
                          'hf-hub:OWNER/NAME@REVISION, as in '
                          'hf-hub:timm/efficientformer_l1.snap_dist_in1k')
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import LocalEntryNotFoundError
     repo, revision = match[1], match[2] or 'main'
     urls = [f'https://huggingface.co/{repo}/resolve/{revision}/{file}' for file in HUB_FILES]
     for path in map(cache_path, urls):
@@ -99,7 +99,7 @@ def _from_hub(name: str) -> Path:
     for file in HUB_FILES:
         try:
             return Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline))
-        except (OSError, HfHubHTTPError) as error:
+        except OSError as error:  # so are all errors of the hub
             reason, offline = error, isinstance(error, LocalEntryNotFoundError)
     raise _unreachable(name, urls[0], reason) from reason
 

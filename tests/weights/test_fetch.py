@@ -11,7 +11,7 @@ from threading import Thread
 import huggingface_hub as hub
 import pytest
 import torch
-from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import constants, errors
 
 from mmeffformer.weights import fetch
 
@@ -139,8 +139,8 @@ def test_unreachable_url_is_explained_and_a_file_placed_by_hand_is_used(cache):
 @pytest.mark.parametrize('name, revision', [(f'hf-hub:{L1}', 'main'), (f'hf_hub:{L1}@abc', 'abc')])
 def test_unreachable_hub_is_explained_and_a_file_placed_by_hand_is_used(
         name, revision, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.constants, 'HF_HUB_OFFLINE', True)
-    monkeypatch.setattr(hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
     with pytest.raises(ConnectionError, match=f'{name} could not be fetched: ') as error:
         fetch.locate(name)
     url = f'https://huggingface.co/{L1}/resolve/{revision}/model.safetensors'
@@ -153,14 +153,13 @@ def test_unreachable_hub_is_explained_and_a_file_placed_by_hand_is_used(
 
 def test_hub_is_asked_for_safetensors_then_bin(monkeypatch):
     requests = []
-
-    def missing(kind):
-        return type('Missing', (kind,), {'__init__': lambda self: None})()
+    remote = getattr(errors, 'RemoteEntryNotFoundError', errors.EntryNotFoundError)
 
     def download(repo, file, revision, local_files_only):
         requests.append((repo, file, revision, local_files_only))
         if file.endswith('safetensors'):
-            raise missing(LocalEntryNotFoundError if repo == 'a/cached' else EntryNotFoundError)
+            kind = errors.LocalEntryNotFoundError if repo == 'a/cached' else remote
+            raise type('Missing', (kind,), {'__init__': lambda self: None})
         return f'/cache/{file}'
 
     monkeypatch.setattr(hub, 'hf_hub_download', download)

@@ -20,10 +20,10 @@ from mmeffformer.weights import read_checkpoint, safe_loading
 from mmeffformer.weights.safe_loading import check_finite
 
 
-@pytest.fixture(params=['weights_only', 'SafePickle'])
+@pytest.fixture(params=sorted({False, safe_loading.SAFE_GLOBALS_SUPPORTED}))
 def unpickler(request, monkeypatch):
     """Run a test with torch's unpickler, and with the one for older versions of torch."""
-    monkeypatch.setattr(safe_loading, 'SAFE_GLOBALS_SUPPORTED', request.param == 'weights_only')
+    monkeypatch.setattr(safe_loading, 'SAFE_GLOBALS_SUPPORTED', request.param)
 
 
 class Runs:
