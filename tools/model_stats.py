@@ -1,6 +1,6 @@
 """Parameters and MACs by stage: python tools/model_stats.py l3 --shape 800 1344
 
-Takes the name of an arch, or a config, of which it measures the backbone and the neck.
+Takes the name of an arch, or a config, whose backbone and neck it counts.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import OrderedDict

@@ -16,11 +16,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.model import MMDistributedDataParallel
+from mmengine.model import revert_sync_batchnorm as synchronised
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
 from ..models.layers import ScaledBlock
-from ..models.syncbn import synchronised
 from ..utils.registry import MODEL_WRAPPERS
 
 try:

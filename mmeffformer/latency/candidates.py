@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..deploy.export import MIN_SIZE, OPSET, export
 from ..deploy.runtimes import INPUT, SUFFIXES, openvino_core, require
 from ..models import ARCHS, ARCHS_V2, backbone_named
-from ..models.memory import all_kept
 from ..utils.complexity import complexity
 from .timing import Call, kept_bytes, peak_bytes
 
@@ -265,10 +264,7 @@ def prepare(network: nn.Module, candidate: Candidate, setting: Setting, image: T
     network.to(setting.device, memory_format=layout)
     image = image.to(setting.device, memory_format=layout)
     run = compiled(network) if candidate.runtime == 'compile' else network
-    forward = autocast(lambda: run(image), candidate, setting)
-    if 'legacy' in candidate.variants:
-        forward = all_kept()(forward)
-    return forward
+    return autocast(lambda: run(image), candidate, setting)
 
 
 def make(candidate: Candidate, shape: Tuple[int, int]) -> Tuple[nn.Module, str]:

@@ -1,4 +1,4 @@
-"""What makes one EfficientFormer differ from another, as data."""
+"""Architecture tables."""
 from dataclasses import dataclass, fields
 from math import inf
 from typing import Any, Dict, Mapping, Tuple, Union
@@ -44,7 +44,7 @@ class Arch:
             if (not isinstance(value, (tuple, list)) or len(value) != STAGES
                     or not all(is_integer(v) and v >= lowest for v in value)):
                 raise ValueError(f'arch {name}={value!r}: expected {STAGES} integers, '
-                                 f'one a stage, each at least {lowest}')
+                                 f'one per stage, each at least {lowest}')
             object.__setattr__(self, name, tuple(value))
         if self.widths[0] % 2:
             raise ValueError(f'arch widths={self.widths}: the first must be even, '
@@ -73,9 +73,8 @@ class Arch:
                                  ' usually 4')
 
     def _expansions(self, stage: int) -> Tuple[float, ...]:
-        per_stage = self.expansion
-        ours = per_stage[stage] if isinstance(per_stage, tuple) else per_stage
-        return ours if isinstance(ours, tuple) else (ours,) * self.depths[stage]
+        given = self.expansion[stage] if isinstance(self.expansion, tuple) else self.expansion
+        return given if isinstance(given, tuple) else (given,) * self.depths[stage]
 
     def hidden(self, stage: int) -> Tuple[int, ...]:
         """Return the hidden channels of the MLP of each block of ``stage`` (from 0)."""
@@ -88,7 +87,7 @@ class Arch:
 
 @dataclass(frozen=True)
 class ArchV2(Arch):
-    """The same of EfficientFormerV2 (its Table 6); only the last two stages have attention."""
+    """An EfficientFormerV2 (its Table 6); only the last two stages may have attention."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,7 +125,7 @@ def get_arch(arch: Union[str, Mapping, Arch], named: Mapping[str, Arch]) -> Arch
 
     Raises:
         ValueError: Unknown name, missing or unknown keys, an arch of the other
-            version, or values which do not fit together.
+            version, or values that contradict each other.
     """
     kind = type(next(iter(named.values())))
     if type(arch) is kind:
@@ -142,7 +141,7 @@ def get_arch(arch: Union[str, Mapping, Arch], named: Mapping[str, Arch]) -> Arch
     unknown = set(arch) - {field.name for field in fields(Arch)}
     missing = {'widths', 'depths'} - set(arch)
     if unknown or missing:
-        said = [f'lacks {", ".join(sorted(missing))}'] * bool(missing)
-        said += [f'has unknown keys {", ".join(sorted(map(str, unknown)))}'] * bool(unknown)
-        raise ValueError(f'arch dict {" and ".join(said)}; {choices}')
+        problems = [f'lacks {", ".join(sorted(missing))}'] * bool(missing)
+        problems += [f'has unknown keys {", ".join(sorted(map(str, unknown)))}'] * bool(unknown)
+        raise ValueError(f'arch dict {" and ".join(problems)}; {choices}')
     return kind(**arch)

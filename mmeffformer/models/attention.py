@@ -1,4 +1,4 @@
-"""Self-attention whose relative bias fits any grid of tokens.
+"""Self-attention with a relative bias for any grid of tokens.
 
 Shapes: B batch, N = H * W tokens of a grid of H rows and W columns, C channels,
 D channels of a head.
@@ -9,14 +9,14 @@ tokens at 224 px. What is stored is the table of offsets, one value for each
 (|dy|, |dx|) and head. For another grid the table is resampled, linearly and
 with both ends kept: an offset of zero stays an offset of zero, the farthest
 pair of tokens takes the value of the farthest pair trained on, and each axis
-is stretched by itself, so an oblong image keeps its aspect. No bias is read
+is stretched separately, so an oblong image keeps its aspect. No bias is read
 outside the range that was trained, as it would be were the unit kept instead;
 linear, because b is a function of |d|, which has a kink at zero that smoother
 kernels ring around. On the grid of the table nothing is resampled.
 
-The authors' detectors and segmentors were trained otherwise: they expand the
-table over one grid, and stretch the N x N values of that as if they were a
-picture. ``bias_mode='legacy'`` does the same, to evaluate what they published.
+The authors' detectors and segmentors compute it otherwise: they expand the table
+over one grid and resize its N x N values like a picture. ``bias_mode='legacy'``
+does the same, to evaluate their checkpoints.
 """
 from collections import OrderedDict
 from math import floor, log2
@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import cpu
 from .layers import ConvNorm, Mlp, ScaledBlock, build_act, scale_output
-from .memory import is_captured
 
 Grid = Tuple[int, int]
 BIAS_MODES = ('offset', 'legacy')
@@ -36,7 +36,6 @@ BIAS_MODES = ('offset', 'legacy')
 # few grids are kept: one for landscape and one for portrait pictures.
 CACHED_GRIDS = 2
 
-SCORE_BYTES = 2 * 2 ** 20  # of the scores in hand at a time, about what cores cache by themselves
 
 def resample_table(table: Tensor, grid: Grid) -> Tensor:
     """Return a bias table (heads, rows, cols) for ``grid`` instead of (rows, cols)."""
@@ -64,9 +63,9 @@ def expand_table(table: Tensor, stride: int = 1) -> Tensor:
 class AttentionBias(nn.Module):
     """A learnt bias over the offsets of a grid of tokens, for any other grid too.
 
-    In eval the expanded bias of the last few grids is kept. It is forgotten when
-    weights are loaded, moved or changed in place, and whenever the mode is set, as
-    after a change through ``.data``, which cannot be seen.
+    In eval mode the expanded bias of the last few grids is cached. Loading, moving or
+    changing weights in place and setting the mode clear the cache. A change through
+    ``.data`` is not noticed: call ``eval()`` after it.
 
     Args:
         heads: Attention heads.
@@ -87,7 +86,7 @@ class AttentionBias(nn.Module):
         """Return the bias (heads, queries, keys) for keys on ``grid`` in ``dtype``."""
         if self.mode == 'legacy':
             return self._stretch(grid).to(dtype)
-        if self.training or torch.is_grad_enabled() or is_captured():
+        if self.training or torch.is_grad_enabled() or cpu.is_captured():
             return self._expand(grid, dtype)
         version = None if self.table.is_inference() else self.table._version
         key = (tuple(grid), dtype, version)
@@ -142,25 +141,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, fused: bool = False) -
     """
     if not fused or q.device.type != 'cpu' or torch.jit.is_tracing():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if cpu.applies(q):
+        return cpu.attend(q, k, v, bias)
+    # torch's kernel that never holds all scores needs keys and values of one width.
     scale = q.shape[-1] ** -0.5
-    if torch.is_grad_enabled() or is_captured():
-        # torch's kernel that does so takes keys and values of one width.
-        q, k = (F.pad(each, (0, v.shape[-1] - each.shape[-1])) for each in (q, k))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=scale)
-    # Faster than that kernel, which multiplies the zeros.
-    rows = max(1, SCORE_BYTES // (k.shape[2] * k.element_size()))
-    out = v.new_empty(len(q), q.shape[2], *v.shape[1::2]).transpose(1, 2)  # as who is next reads
-    for made, queries, keys, values in zip(out, q, (k * scale).transpose(2, 3), v):
-        for head in range(len(values)):
-            for i in range(0, q.shape[2], rows):
-                some = slice(i, i + rows)
-                scores = torch.addmm(bias[head, some], queries[head, some], keys[head])
-                made[head, some] = scores.softmax(-1) @ values[head]
-    return out
+    q, k = (F.pad(each, (0, v.shape[-1] - each.shape[-1])) for each in (q, k))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=scale)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with offset bias on (B, N, C) (paper, eq. 5).
+    """Multi-head self-attention with offset bias on (B, N, C) (V1, eq. 6).
+
+    The paper divides scores by sqrt(C); the authors' code, and this, by sqrt(key_dim).
 
     Args:
         channels: C.
@@ -186,12 +178,12 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def fuse(self):
-        """Choose the faster way."""
+        """Compute attention without holding all scores, on a CPU."""
         self.fused = True
 
 
 class MB3D(ScaledBlock):
-    """MetaBlock on tokens (B, N, C): attention, then an MLP (paper, eq. 4)."""
+    """MetaBlock on tokens (B, N, C): attention, then an MLP (V1, eq. 5)."""
 
     branches = {'layer_scale1': 'token_mixer.proj', 'layer_scale2': 'mlp.project'}
 
@@ -210,7 +202,7 @@ class MB3D(ScaledBlock):
 
 class StridedAttention(nn.Module):
     """V2's attention on (B, C, H, W): on every ``stride``-th row and column, then
-    upsampled (V2, section 3.2 and 3.3).
+    upsampled (V2, sections 3.3 and 3.4).
 
     Values gain a depthwise convolution of themselves, and scores are mixed among
     the heads before and after the softmax (talking heads).
@@ -290,26 +282,20 @@ def attend_mixed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, before: nn.Conv2
                  after: nn.Conv2d) -> Tensor:
     """Return after(softmax(before(q k) + bias)) v, (B, heads, queries, channels of a value).
 
-    In inference on a CPU some queries at a time, so that their scores stay in the cache.
-
     Args:
         q, k, v: (B, heads, queries or keys, channels).
         bias: (heads, queries, keys).
         before, after: 1 x 1 convolutions that mix the heads, ``before`` without a bias.
     """
+
+    def attend_some(q: Tensor, keys: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        scores = mix_heads(before, q @ keys, bias.flatten(1))
+        return mix_heads(after, scores.softmax(-1), after.bias[:, None]) @ v
+
     keys = k.transpose(2, 3)
-    if q.device.type != 'cpu' or torch.is_grad_enabled() or is_captured():
-        return _attend_mixed(q, keys, v, bias, before, after)
-    rows = max(1, SCORE_BYTES // (bias[:, 0].numel() * len(q) * q.element_size()))
-    keys, v = keys.contiguous(), v.contiguous()
-    return torch.cat([_attend_mixed(queries, keys, v, offsets, before, after)
-                      for queries, offsets in zip(q.split(rows, 2), bias.split(rows, 1))], 2)
-
-
-def _attend_mixed(q: Tensor, keys: Tensor, v: Tensor, bias: Tensor, before: nn.Conv2d,
-                  after: nn.Conv2d) -> Tensor:
-    scores = mix_heads(before, q @ keys, bias.flatten(1))
-    return mix_heads(after, scores.softmax(-1), after.bias[:, None]) @ v
+    if cpu.applies(q):
+        return cpu.by_queries(attend_some, q, keys, v, bias)
+    return attend_some(q, keys, v, bias)
 
 
 def mix_heads(mixing: nn.Conv2d, scores: Tensor, bias: Tensor) -> Tensor:
@@ -322,7 +308,7 @@ def mix_heads(mixing: nn.Conv2d, scores: Tensor, bias: Tensor) -> Tensor:
 
 
 class AttentionDownsample(nn.Module):
-    """V2's change of stage by attention: (B, C_in, 2H, 2W) to (B, C_out, H, W) (V2, section 3.3).
+    """V2's attention downsampling: (B, C_in, 2H, 2W) to (B, C_out, H, W) (V2, section 3.5).
 
     A strided convolution, to which attention is added whose queries are at every
     second row and column: the pixel there plus a depthwise convolution around it.
@@ -363,7 +349,7 @@ class AttentionDownsample(nn.Module):
         return self.embed(x) + self.proj(self.act(to_image(attended, local) + local))
 
     def fuse(self):
-        """Choose the faster way."""
+        """Compute attention without holding all scores, on a CPU."""
         self.fused = True
 
 

@@ -1,26 +1,28 @@
-"""What both EfficientFormers share: stages at strides 4 to 32, run, frozen and initialised.
+"""The base of both EfficientFormers: stages at strides 4 to 32.
 
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.utils.checkpoint import checkpoint
 
+from . import cpu
 from .arch import STAGES, Arch, is_integer, is_number
 from .attention import BIAS_MODES, MB3D, Grid
 from .layers import build_norm
-from .memory import by_strips, checkpointed
 
 STRIDES = (4, 8, 16, 32)
 
 
 class Stage(nn.Module):
-    """An embedding of stride 2 (but in the first stage), and blocks, those on tokens last.
+    """An embedding of stride 2 (except in the first stage), then blocks, those on tokens last.
 
     The change from (B, C, H, W) to tokens happens once, before the first MB3D.
     """
@@ -37,7 +39,7 @@ class Stage(nn.Module):
         return self.through(self.downsample(x), self.blocks)
 
     def through(self, x: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
-        """Return what ``blocks``, those on tokens last, make of (B, C, H, W): the same shape."""
+        """Return (B, C, H, W) after ``blocks``, those on tokens last: the same shape."""
         conv_blocks = [block for block in blocks if not isinstance(block, MB3D)]
         for block in conv_blocks:
             x = self._run(block, x)
@@ -53,14 +55,33 @@ class Stage(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor, *args) -> Tensor:
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpointed(block, x, *args)
+            # The compiler takes no contexts.
+            contexts = {} if cpu.is_captured() else dict(
+                context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+            return checkpoint(block, x, *args, use_reentrant=False, **contexts)
         if block.local:
-            return by_strips(block, x, block.mlp.expand.conv.out_channels)
+            return cpu.by_strips(block, x, block.mlp.expand.conv.out_channels)
         return block(x, *args)
 
 
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Context manager: keep the running statistics of norms, as while a block is recomputed."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.training]
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, kept):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
+
+
 class Backbone(BaseModule):
-    """Four stages behind a stem, at strides 4, 8, 16 and 32.
+    """A stem and four stages, at strides 4, 8, 16 and 32.
 
     Input: float (B, in_channels, H, W) with any H, W >= 32. Output: a tuple of
     (B, C_i, ceil(H / s_i), ceil(W / s_i)) for the strides s = 4, 8, 16, 32 at
@@ -96,7 +117,7 @@ class Backbone(BaseModule):
             str(i): build_norm(out_norm_cfg, arch.widths[i], 'out_norm_cfg')
             for i in self.out_indices
         } if out_norm_cfg is not None else {})
-        # Stages after the last output never run: kept, for whole checkpoints, but not trained.
+        # Stages after the last output never run. They stay, so that checkpoints are complete.
         self.stages[self.out_indices[-1] + 1:].requires_grad_(False)
         self._freeze()
 
@@ -121,8 +142,8 @@ class Backbone(BaseModule):
     def switch_to_deploy(self) -> 'Backbone':
         """Fuse the backbone in place for inference, and return it in eval mode.
 
-        Norms of convolutions and layer scales become part of the layers before them.
-        Results stay the same to rounding. Fused weights load into a fused backbone.
+        Norms of convolutions and layer scales are folded into the layers before them. Results
+        stay the same to rounding. Fused weights load into a fused backbone.
         """
         self.eval()
         for module in reversed([*self.modules()]):  # inner modules first
@@ -133,9 +154,8 @@ class Backbone(BaseModule):
 
     def train(self, mode: bool = True) -> 'Backbone':
         if mode and self.deployed:
-            raise RuntimeError('the backbone was switched to deploy, its norms are gone: it '
-                               'cannot be trained. Build it anew and load the weights from '
-                               'before switch_to_deploy()')
+            raise RuntimeError('the backbone cannot be trained after switch_to_deploy(), which '
+                               'fused its norms. Build it again and load its unfused weights')
         super().train(mode)
         if mode:
             self._freeze()
@@ -146,7 +166,7 @@ class Backbone(BaseModule):
         return self
 
     def init_weights(self):
-        """As mmengine's, but ``Pretrained`` loads any published layout."""
+        """Initialise as mmengine does, except that ``Pretrained`` loads any published layout."""
         cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
         pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
         if self.is_init or not pretrained:

@@ -44,7 +44,7 @@ class EfficientFormer(Backbone):
             which attention bias tables are stored: 7 for ImageNet at 224 px,
             more for training at larger sizes. Tables of another grid are
             resampled when they are loaded.
-        bias_mode: How tables are brought to the grid at hand: 'offset' resamples
+        bias_mode: How tables are resampled to the current grid: 'offset' resamples
             them over offsets; 'legacy' computes what the authors' detectors
             (``bias_grid`` 25) and segmentors (16) do, for their checkpoints.
         out_norm_cfg: Norm of each output. None returns the stages' raw outputs.
@@ -59,9 +59,9 @@ class EfficientFormer(Backbone):
             every layout of :func:`mmeffformer.load_weights`.
 
     Raises:
-        ValueError: An argument is of no use, or an input: no tensor of floats of the
-            weights' dtype, no image in it, smaller than 32 px, or of another number of
-            channels. torch raises one where BatchNorm is to train on a single value.
+        ValueError: An argument or the input is invalid. Valid inputs are float tensors of the
+            weights' dtype with at least one image of 32 x 32 px and ``in_channels``. torch
+            raises a ValueError where BatchNorm would train on a single value.
     """
 
     archs = ARCHS
@@ -107,7 +107,7 @@ class EfficientFormer(Backbone):
     def _stage(self, stage: int, arch: Arch, downsample: Optional[nn.Module],
                kinds: Mapping[str, Callable[..., nn.Module]], cfgs: Sequence[dict],
                with_cp: bool) -> Stage:
-        """Return stage ``stage``, its blocks made by ``kinds`` from the ``cfgs``, one a block."""
+        """Return a stage, its blocks built by ``kinds`` from ``cfgs``, one per block."""
         blocks = [kinds['MB3D' if arch.attends(stage, j) else 'MB4D'](**cfg)
                   for j, cfg in enumerate(cfgs)]
         return Stage(downsample, blocks, with_cp)

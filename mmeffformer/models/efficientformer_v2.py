@@ -54,7 +54,7 @@ class EfficientFormerV2(Backbone):
     """EfficientFormerV2 S0, S1, S2, L or any arch given as a dict.
 
     Input, output, attributes and errors are those of :class:`EfficientFormer`,
-    and so are the arguments, but for these.
+    and so are the arguments, except for these.
 
     Args:
         arch: 's0', 's1', 's2', 'l', or a dict as for :class:`EfficientFormer`.
@@ -64,7 +64,7 @@ class EfficientFormerV2(Backbone):
             its rows and columns.
         bias_mode: 'legacy' computes what the authors' detectors (``bias_grid`` 25)
             and segmentors (16) do, for their checkpoints.
-        out_norm_cfg: Norm of each output. The authors' V2 has none.
+        out_norm_cfg: Norm of each output. The authors' V2 has no such norms.
         act_cfg: Activation everywhere.
     """
 

@@ -1,4 +1,4 @@
-"""Norms and scales of a whole model folded into the layers before them."""
+"""Fuse norms and layer scales of a whole model."""
 from collections import Counter
 
 from torch import nn
@@ -8,10 +8,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def fuse(model: nn.Module) -> nn.Module:
     """Fuse a detector, a segmentor or a backbone in place, and return it in eval mode.
 
-    Every backbone that has ``switch_to_deploy`` does so, and each BatchNorm of an mmcv
-    ``ConvModule``, of which necks and heads are made, becomes part of its convolution.
-    Results stay the same to rounding; training it afterwards raises. Fused weights
-    load into a fused model. Fusing twice is fusing once.
+    Every backbone with a ``switch_to_deploy`` method is fused by it, and each BatchNorm of an
+    mmcv ``ConvModule``, as in necks and heads, is folded into its convolution. Results stay
+    the same to rounding. Training a fused backbone raises. Fused weights load into a fused
+    model. A second call changes nothing.
     """
     model.eval()
     for module in [*model.modules()]:

@@ -1,26 +1,24 @@
-"""Parts that EfficientFormer's stages are made of.
+"""Layers of EfficientFormer's stages.
 
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
-from functools import lru_cache
-from typing import Callable, Dict, Mapping, Optional, Tuple, Type, Union
+from typing import Any, Callable, Dict, Optional, Union
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
+from . import cpu
 from .arch import is_number
-from .memory import is_autocast, is_captured, is_remaking, remade, statistics_kept
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, that can stand behind layers which are not trained, as frozen stages.
+    """torch's GroupNorm, which also works after frozen layers.
 
-    torch's own backward, in channels_last on a CPU, would write the gradient of an input that
-    needs none, to memory that is not there, and end the process (so do 2.1 and 2.12).
+    In channels_last on a CPU, torch's backward writes the gradient of an input that needs none to
+    memory that does not exist, and the process ends (torch 2.1 and 2.12).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,81 +29,49 @@ class GroupNorm(nn.GroupNorm):
         return normed * weight + bias
 
 
-_NORMS = {'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm,
-          'GN': GroupNorm, 'IN': nn.InstanceNorm2d}
-
-
-def build_norm(cfg: dict, channels: int, what: str = 'norm_cfg') -> nn.Module:
+def build_norm(cfg: dict, channels: int, name: str = 'norm_cfg') -> nn.Module:
     """Return the norm of an OpenMMLab ``norm_cfg`` for (B, channels, H, W).
 
-    The usual names work without mmcv; any other is looked up in the registry.
+    Args:
+        cfg: As mmcv's ``build_norm_layer`` takes it.
+        channels: Channels of the map.
+        name: The name of ``cfg`` in errors.
+
+    Raises:
+        ValueError: The norm cannot be built. A norm that does not suit a map raises torch's
+            error when it runs.
+    """
+    from mmcv.cnn import build_norm_layer  # slow to import
+    norm = _build(lambda cfg: build_norm_layer(cfg, channels)[1], cfg, name)
+    if type(norm) is nn.GroupNorm:
+        norm.__class__ = GroupNorm
+    return norm
+
+
+def build_act(cfg: dict, name: str = 'act_cfg') -> nn.Module:
+    """Return the activation of an OpenMMLab ``act_cfg``.
 
     Args:
-        what: What errors call ``cfg``.
+        cfg: As mmcv's ``build_activation_layer`` takes it.
+        name: The name of ``cfg`` in errors.
 
     Raises:
-        ValueError: ``cfg`` names no norm of images of so many channels.
+        ValueError: The activation cannot be built.
     """
-    cls = _find(cfg, what, 'BN', _NORMS, f'{", ".join(_NORMS)} or a norm')
-    options = {key: value for key, value in cfg.items() if key not in ('type', 'requires_grad')}
-
-    def made():
-        if issubclass(cls, nn.GroupNorm):
-            return cls(**dict(options, num_channels=channels))
-        return cls(channels, **options)
-
-    norm = _tried(made, (1, channels, 2, 2), f'{what}={cfg!r}')
-    return norm.requires_grad_(cfg.get('requires_grad', True))
+    from mmcv.cnn import build_activation_layer  # slow to import
+    return _build(build_activation_layer, cfg, name)
 
 
-def build_act(cfg: dict, what: str = 'act_cfg') -> nn.Module:
-    """Return the activation of an OpenMMLab ``act_cfg``: torch.nn's or a registered one.
-
-    Raises:
-        ValueError: ``cfg`` names no activation of maps and tokens of any size.
-    """
-    cls = _find(cfg, what, 'GELU', vars(nn), 'torch.nn\'s, such as GELU or ReLU, or one')
-    options = {key: value for key, value in cfg.items() if key != 'type'}
-    return _tried(lambda: cls(**options), (1, 7, 5, 3), f'{what}={cfg!r}')
-
-
-def _find(cfg: dict, what: str, usual: str, known: Mapping[str, Type], choices: str) -> Type:
-    if not isinstance(cfg, Mapping) or 'type' not in cfg:
-        raise ValueError(f'{what}={cfg!r}: expected a dict with a type, '
-                         f'such as dict(type={usual!r})')
-    name = cfg['type']
+def _build(build: Callable[[dict], Any], cfg: dict, name: str) -> nn.Module:
     try:
-        cls = (known.get(name) or MODELS.get(name)) if isinstance(name, str) else name
-    except RuntimeError:  # of the registry
-        cls = None
-    if not isinstance(cls, type):
-        raise ValueError(f'{what} type {name!r} is unknown, in {dict(cfg)!r}; choose from '
-                         f'{choices} registered in mmengine\'s MODELS')
-    return cls
-
-
-def _tried(made: Callable[[], nn.Module], shape: Tuple[int, ...], said: str) -> nn.Module:
-    """Return ``made()`` once it has given a map of ``shape`` for a map of ``shape``."""
-    try:
-        module = made()
-        if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
-            return module  # of a network that is only looked at
-        shape_out = module.eval()(torch.zeros(shape)).shape
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f'{said}: {type(error).__name__}: {error}; expected what keeps the shape '
-                         f'of a map such as {shape}') from error
-    if shape_out != shape:
-        raise ValueError(f'{said}: a map of {shape} becomes one of {tuple(shape_out)}; expected '
-                         'what keeps its shape')
-    return module.train()
-
-
-# Activations that oneDNN computes as part of a convolution, and its names for them.
-POST_OPS = {repr(nn.ReLU()): 'relu', repr(nn.GELU()): 'gelu', repr(nn.SiLU()): 'swish'}
-
-
-# Norms that can be computed again in backward. Others may wait for other processes then.
-REMAKABLE = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.Identity)
+        module = build(cfg)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f'type {cfg["type"]!r} is not a layer')
+        return module
+    except Exception as error:  # mmcv and the layers raise many kinds
+        raise ValueError(f'{name}={cfg!r} cannot be built: {type(error).__name__}: {error}. '
+                         "Expected a dict with the type of one of mmcv's layers, such as "
+                         "dict(type='BN') or dict(type='GELU')") from error
 
 
 class ConvNorm(nn.Module):
@@ -122,37 +88,14 @@ class ConvNorm(nn.Module):
         self.post_op: Optional[str] = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if (self.post_op and x.device.type == 'cpu' and x.dtype == torch.float32
-                and not torch.is_grad_enabled() and not is_captured() and not is_autocast()):
-            conv = self.conv
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
-                self.post_op, [], 'none')
+        if self.post_op and cpu.fuses_activation(x):
+            return cpu.convolve(self.conv, x, self.post_op)
         return self.act(self.norm(self.conv(x)))
-
-    def remakable(self, x: Tensor) -> Tuple[Tensor, Optional[Callable[[], Tensor]]]:
-        """Return norm and activation of the convolution's output x, and how to make them again,
-        which needs no more than x where norm and activation allow it (:func:`remade`)."""
-        normed, remake = self.norm(x), None
-        if isinstance(self.act, nn.RReLU) or getattr(self.act, 'inplace', False):
-            return self.act(normed), None  # random, or written over what it is made of
-        if isinstance(self.norm, REMAKABLE):
-            remake = lru_cache(lambda: self._norm_again(x))
-        with remade(normed, remake):
-            out = self.act(normed)
-        if remake is None:
-            return out, lambda: self.act(normed)
-        return out, lambda: self.act(remake())  # which does not hold ``normed``
-
-    def _norm_again(self, x: Tensor) -> Tensor:
-        with statistics_kept(self.norm):
-            return self.norm(x)
 
     def fuse(self):
         """Fold a BatchNorm into the convolution; another norm stays.
 
-        The activation can then be computed on the convolution's way out, while its output
-        is still in the cache, by the operator that torch.compile uses for it.
+        Without a norm in between, CPUs compute the activation within the convolution.
         """
         norm = self.norm
         if isinstance(norm, _BatchNorm) and norm.running_var is not None:
@@ -161,14 +104,14 @@ class ConvNorm(nn.Module):
             shift = -norm.running_mean * scale
             scale_output(self.conv, scale, shift if norm.bias is None else shift + norm.bias)
             self.norm = nn.Identity()
-        if isinstance(self.norm, nn.Identity) and torch.backends.mkldnn.is_available():
-            self.post_op = POST_OPS.get(repr(self.act))
+        if isinstance(self.norm, nn.Identity):
+            self.post_op = cpu.POST_OPS.get(repr(self.act))
 
 
 @torch.no_grad()
 def scale_output(layer: Union[nn.Conv2d, nn.Linear], scale: Tensor,
                  shift: Optional[Tensor] = None):
-    """Make ``layer``, which has a bias, give ``scale * layer(x) + shift`` for each channel."""
+    """Change a layer that has a bias to return ``scale * layer(x) + shift`` per channel."""
     dtype = layer.weight.dtype
     weight = layer.weight.double() * scale.double().view(-1, *[1] * (layer.weight.dim() - 1))
     bias = layer.bias.double() * scale.double()
@@ -189,34 +132,40 @@ class Stem(nn.Sequential):
                          ConvNorm(out_channels // 2, out_channels, 3, 2, **cfg))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Here, as a sharded model has weights of the dtype it computes in only now.
+        # Not in the backbone: a sharded model has weights in its compute dtype only here.
         dtype = self[0].conv.weight.dtype
-        if x.dtype != dtype and not is_captured() and (x.dtype == torch.float64 or not (
-                is_autocast() or torch.is_autocast_enabled())):
+        if x.dtype != dtype and not cpu.is_captured() and (x.dtype == torch.float64 or not (
+                cpu.is_autocast() or torch.is_autocast_enabled())):
             raise ValueError(f'input of dtype {x.dtype}: expected that of the weights, {dtype}; '
                              'convert one of them, or use autocast')
         return super().forward(x)
 
 
 class PoolMixer(nn.Module):
-    """3 x 3 average pooling minus identity; borders average real pixels only."""
+    """3 x 3 average pooling minus identity; borders average real pixels only (V1, eq. 4)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_remaking() or not x.requires_grad:
+        if not x.requires_grad or not torch.is_grad_enabled() or cpu.is_captured():
             return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x
         return _AveragePool.apply(x) - x
 
 
 class _AveragePool(torch.autograd.Function):
-    """The average over the 3 x 3 around each pixel, with a backward that is a pooling too.
+    """The average over the 3 x 3 around each pixel, with a pooling as its backward.
 
-    A pixel's gradient is the sum over the same 3 x 3 of gradients, each divided by how many
-    pixels were averaged there. torch scatters instead, which is many times slower, and keeps x.
+    The gradient of a pixel is the sum over the same 3 x 3 of gradients, each divided by the number
+    of pixels averaged there. torch scatters instead, which is many times slower, and keeps x.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keep nothing: torch.func wants this method."""
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -241,15 +190,9 @@ class ConvMlp(nn.Sequential):
         self.project = ConvNorm(hidden, channels, 1, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor, rows: Optional[slice] = None) -> Tensor:
-        """Return (B, C, H, W), or only these rows of it, of which x then has the neighbours."""
-        remake = None
+        """Return (B, C, H, W), or only ``rows`` of it, whose neighbours x then has too."""
         for layer in self:
-            if is_remaking():
-                with remade(x, remake):
-                    x = layer.conv(x)
-                x, remake = layer.remakable(x)
-            else:
-                x = layer(x)
+            x = layer(x)
             if rows and layer.conv.kernel_size != (1, 1):
                 x = x[:, :, rows]
         return x
@@ -266,10 +209,10 @@ class Mlp(nn.Sequential):
 
 
 class ScaledBlock(nn.Module):
-    """A block of residual branches, each times its layer scale and dropped by chance.
+    """A block of residual branches with layer scale and stochastic depth.
 
-    ``branches`` pairs the name of each scale with the last layer of its branch; ``local``
-    says that the block looks no farther than the 3 x 3 around each pixel.
+    ``branches`` pairs the name of each scale with the last layer of its branch. A block is
+    ``local`` if a pixel of its output depends on the 3 x 3 around it only.
     """
 
     branches: Dict[str, str] = {}
@@ -285,13 +228,13 @@ class ScaledBlock(nn.Module):
         self.drop_path = StochasticDepth(drop_path, 'row')
 
     def add(self, x: Tensor, branch: Tensor, scale: Optional[Tensor]) -> Tensor:
-        """Return x + branch, (B, C, H, W) or (B, N, C), the branch scaled and maybe dropped."""
+        """Return x plus the scaled branch, (B, C, H, W) or (B, N, C); training may drop it."""
         if scale is None:
             return x + self.drop_path(branch)
         scale = scale[:, None, None] if x.dim() == 4 else scale[None]
         if self.training and self.drop_path.p:
             scale = self.drop_path(scale.expand(len(x), *scale.shape))
-        # What is exported has operators that every format knows.
+        # Not every export format knows addcmul.
         return x + branch * scale if torch.jit.is_tracing() else torch.addcmul(x, branch, scale)
 
     def fuse(self):
@@ -306,7 +249,7 @@ class ScaledBlock(nn.Module):
 
 
 class MB4D(ScaledBlock):
-    """MetaBlock on (B, C, H, W): pooling mixer, then a convolutional MLP (paper, eq. 3)."""
+    """MetaBlock on (B, C, H, W): pooling mixer, then a convolutional MLP (V1, eq. 4)."""
 
     branches = {'layer_scale2': 'mlp.project'}
     local = True
@@ -319,9 +262,7 @@ class MB4D(ScaledBlock):
         self.mlp = ConvMlp(channels, hidden, norm_cfg, act_cfg)
 
     def forward(self, x: Tensor, rows: Optional[slice] = None) -> Tensor:
-        """Return (B, C, H, W), or only these rows of it."""
-        pooled = self.token_mixer(x)
-        with remade(pooled, lambda x=x: self.token_mixer(x)):
-            x = self.add(x, pooled, self.layer_scale1)
+        """Return (B, C, H, W), or only ``rows`` of it."""
+        x = self.add(x, self.token_mixer(x), self.layer_scale1)
         x = x[:, :, rows] if rows else x
         return self.add(x, self.mlp(x), self.layer_scale2)

@@ -10,7 +10,6 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..models import EfficientFormer
-from ..models.memory import all_kept
 from .subnetwork import Subnetwork
 from .supernet import SuperEfficientFormer
 
@@ -85,7 +84,7 @@ def rank(supernet: SuperEfficientFormer, losses: Iterable[Callable[[], Tensor]])
     hooks = [module.register_forward_hook(lambda module, args, out, place=place: watch(place, out))
              for place, modules in places(supernet).items() for module in modules]
     try:
-        with supernet.mixing(), torch.enable_grad(), all_kept():
+        with supernet.mixing(), torch.enable_grad():
             for loss in losses:
                 loss().backward()
                 supernet.zero_grad(set_to_none=True)

@@ -3,13 +3,14 @@ from dataclasses import dataclass
 from typing import Iterator, List, Tuple
 
 import torch
+from mmengine.utils import digit_version
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """What one part of a network holds and does for one image.
+    """Parameters and multiply-accumulates of one part of a network, for one image.
 
     Attributes:
         name: The part's module name, '' for the whole.
@@ -27,13 +28,13 @@ def complexity(model: nn.Module, shape: Tuple[int, int], depth: int = 1) -> List
     """Return the parts of ``model`` in order, then the whole.
 
     Nothing is computed: the model is put into eval mode, moved to the meta
-    device, where only shapes exist, and left there. Pass one built for this.
+    device, which has shapes only, and left there. Pass a model built for this.
 
     Args:
         model: Takes an image (1, 3, H, W).
         shape: H and W in px.
         depth: How deep parts are nested: 1 for the direct children, 2 for
-            theirs as well.
+            grandchildren as well.
 
     Raises:
         ValueError: The model does not take images of this size.
@@ -42,27 +43,21 @@ def complexity(model: nn.Module, shape: Tuple[int, int], depth: int = 1) -> List
         raise ValueError(f'image of {shape[0]} x {shape[1]} px: expected a height and a width')
     model = model.to('meta')
     model.eval()  # returns nothing where a library's backbone overrides train()
-    counter = FlopCounterMode(display=False)
-    parts = {**dict(_parts(model, depth)), '': model}
-    flops = dict.fromkeys(parts, 0)
-
-    def add(name: str, sign: int):
-        flops[name] += sign * counter.get_total_flops()
-
-    hooks = []
-    for name, module in parts.items():
-        hooks += [module.register_forward_pre_hook(lambda *_, name=name: add(name, -1)),
-                  module.register_forward_hook(lambda *_, name=name: add(name, 1))]
+    # torch before 2.4 counts for the modules of `mods` only.
+    old = digit_version(torch.__version__) < digit_version('2.4')
+    counter = FlopCounterMode(mods=model if old else None, display=False)
     with torch.no_grad(), counter:
         model(torch.empty(1, 3, *shape, device='meta'))
-    for hook in hooks:
-        hook.remove()
-    return [Complexity(name, sum(p.numel() for p in module.parameters()), flops[name] // 2)
-            for name, module in parts.items()]
+    flops = {name: sum(by_operator.values())
+             for name, by_operator in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    return [Complexity(name, sum(p.numel() for p in module.parameters()),
+                       flops.get(f'{root}.{name}' if name else 'Global', 0) // 2)
+            for name, module in [*_parts(model, depth), ('', model)]]
 
 
 def _parts(module: nn.Module, depth: int, prefix: str = '') -> Iterator[Tuple[str, nn.Module]]:
-    """The modules with parameters down to ``depth``; lists of modules are no level."""
+    """Yield the modules with parameters down to ``depth``; lists of modules do not count."""
     for name, child in module.named_children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             yield from _parts(child, depth, f'{prefix}{name}.')

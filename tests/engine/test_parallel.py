@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from mmeffformer.models.syncbn import SyncBatchNorm, synchronised
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
@@ -29,7 +30,6 @@ from mmeffformer.engine.launch import (
 )
 from mmeffformer.engine.runner import Runner
 from mmeffformer.models import memory
-from mmeffformer.models.syncbn import SyncBatchNorm, synchronised
 
 ROOT = Path(__file__).resolve().parents[2]
 SYNC = dict(type='SyncBN')

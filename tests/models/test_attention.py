@@ -88,7 +88,7 @@ def test_cache_holds_a_few_grids_and_answers_from_them():
 
 
 def fill_behind_autograd(bias):
-    """As an average of weights is swapped in: torch's version counter does not see it."""
+    """Change the table as EMAHook swaps averages in: torch's version counter does not notice."""
     bias.table.data.fill_(1)
 
 

@@ -184,8 +184,8 @@ def test_registered_for_every_scope(tiny):
     (dict(drop_path_rate=1.), 'drop_path_rate=1.0: expected 0 <= rate < 1'),
     (dict(bias_grid=0), r'bias_grid=0: expected a positive integer or \(rows, cols\)'),
     (dict(in_channels=0), 'in_channels=0: expected a positive integer'),
-    (dict(norm_cfg=dict(type='Norm3000')), "norm_cfg type 'Norm3000' is unknown"),
-    (dict(act_cfg=dict(type='Act3000')), "act_cfg type 'Act3000' is unknown"),
+    (dict(norm_cfg=dict(type='Norm3000')), r"norm_cfg={'type': 'Norm3000'} cannot be built"),
+    (dict(act_cfg=dict(type='Act3000')), r"act_cfg={'type': 'Act3000'} cannot be built"),
 ])
 def test_wrong_arguments_are_explained(tiny, kwargs, message):
     with pytest.raises(ValueError, match=message):

@@ -87,7 +87,7 @@ def test_a_model_learns_its_batch_by_heart(config, steps, named, kind, tmp_path,
 
 
 class Regressor(BaseModel):
-    """A backbone that learns to give what it is told at its coarsest output."""
+    """A backbone that learns a target at its coarsest output."""
 
     def __init__(self, backbone):
         super().__init__()

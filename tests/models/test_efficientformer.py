@@ -1,4 +1,4 @@
-"""The V1 backbone against timm's and transformers' networks, and what only it has."""
+"""The V1 backbone equals timm's and transformers' networks."""
 import pytest
 import timm
 import torch
@@ -17,24 +17,24 @@ def tiny(**kwargs) -> EfficientFormer:
 
 
 def timm_twin(arch: str, randomize, bias_grid=(7, 7)):
-    """Return timm's network with random weights and ours with the same, both float64."""
-    theirs = timm.create_model(f'efficientformer_{arch}')
-    for block in theirs.stages[3].blocks:
+    """Return timm's network with random weights and the backbone with the same, in float64."""
+    reference = timm.create_model(f'efficientformer_{arch}')
+    for block in reference.stages[3].blocks:
         if hasattr(block, 'norm1'):
             dim = block.token_mixer.qkv.in_features
             block.token_mixer = TimmAttention(dim, resolution=bias_grid)
-    randomize(theirs).double().eval()
-    state = theirs.state_dict()
+    randomize(reference).double().eval()
+    state = reference.state_dict()
     if bias_grid[0] != bias_grid[1]:  # checkpoints hold square tables only
         state = {key: value.new_zeros(8, 49) if key.endswith('attention_biases') else value
                  for key, value in state.items()}
-    ours = EfficientFormer(arch, bias_grid=bias_grid, out_norm_cfg=None).double().eval()
-    load_weights(ours, state)
-    biases = [block.token_mixer.attention_biases for block in theirs.stages[3].blocks
+    backbone = EfficientFormer(arch, bias_grid=bias_grid, out_norm_cfg=None).double().eval()
+    load_weights(backbone, state)
+    biases = [block.token_mixer.attention_biases for block in reference.stages[3].blocks
               if hasattr(block, 'norm1')]
-    for bias, block in zip(biases, ours.stages[3].blocks[-len(biases):]):
+    for bias, block in zip(biases, backbone.stages[3].blocks[-len(biases):]):
         block.token_mixer.bias.table.data = bias.detach().clone().view(8, *bias_grid)
-    return theirs, ours
+    return reference, backbone
 
 
 def timm_features(model, x):
@@ -52,42 +52,42 @@ def timm_features(model, x):
 
 @pytest.mark.parametrize('arch', ['l1', 'l3', 'l7'])
 def test_features_equal_timm_at_224(arch, randomize):
-    theirs, ours = timm_twin(arch, randomize)
+    reference, backbone = timm_twin(arch, randomize)
     x = image(224, 224, dtype=torch.float64)
     with torch.no_grad():
-        expected = theirs.forward_intermediates(x, intermediates_only=True)
-        assert_close(ours(x), expected, 1e-9)
+        expected = reference.forward_intermediates(x, intermediates_only=True)
+        assert_close(backbone(x), expected, 1e-9)
 
 
 @pytest.mark.parametrize('grid', [(5, 9), (12, 4), (25, 25)])
 def test_features_equal_timm_with_attention_built_for_another_grid(grid, randomize):
-    theirs, ours = timm_twin('l1', randomize, grid)
+    reference, backbone = timm_twin('l1', randomize, grid)
     # The last row and column of tokens see only a part of their 32 px.
     x = image(grid[0] * 32 - 3, grid[1] * 32 - 31, dtype=torch.float64)
     with torch.no_grad():
-        assert_close(ours(x), timm_features(theirs, x), 1e-9)
+        assert_close(backbone(x), timm_features(reference, x), 1e-9)
 
 
 @pytest.mark.parametrize('train, side', [(False, 224), (True, 96)])
 def test_gradients_of_every_parameter_equal_timm(train, side, randomize):
-    theirs, ours = timm_twin('l1', randomize, (side // 32, side // 32))
-    theirs.train(train)
-    ours.train(train)
+    reference, backbone = timm_twin('l1', randomize, (side // 32, side // 32))
+    reference.train(train)
+    backbone.train(train)
     x = image(side, side, batch=2, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     loss = {}
-    for model, features in ((theirs, timm_features(theirs, x)), (ours, ours(x))):
+    for model, features in ((reference, timm_features(reference, x)), (backbone, backbone(x))):
         generator.manual_seed(0)
         loss[model] = sum((f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum()
                           for f in features)
         loss[model].backward()
-    torch.testing.assert_close(loss[ours], loss[theirs])
+    torch.testing.assert_close(loss[backbone], loss[reference])
     # Gradients have the names and shapes of weights, so loading renames them.
     expected = EfficientFormer('l1', bias_grid=side // 32, out_norm_cfg=None).double()
-    load_weights(expected, {**theirs.state_dict(), **{
-        key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}})
+    load_weights(expected, {**reference.state_dict(), **{
+        key: p.grad for key, p in reference.named_parameters() if p.grad is not None}})
     # A convolution's bias has no effect on what a BatchNorm in training makes of it.
-    assert_gradients_close(ours, expected, zero_in_training=['conv.bias'] * train)
+    assert_gradients_close(backbone, expected, zero_in_training=['conv.bias'] * train)
 
 
 def test_features_equal_transformers_l1(randomize):
@@ -95,15 +95,15 @@ def test_features_equal_transformers_l1(randomize):
         EfficientFormerConfig,
         EfficientFormerModel,
     )
-    theirs = randomize(EfficientFormerModel(EfficientFormerConfig(layer_norm_eps=1e-5)))
-    ours = EfficientFormer('l1', out_norm_cfg=None)
-    load_weights(ours, theirs.state_dict())
+    reference = randomize(EfficientFormerModel(EfficientFormerConfig(layer_norm_eps=1e-5)))
+    backbone = EfficientFormer('l1', out_norm_cfg=None)
+    load_weights(backbone, reference.state_dict())
     x = image(224, 224, dtype=torch.float64)
     with torch.no_grad():
-        stem = theirs.double().eval().patch_embed(x)
-        # Theirs lists what goes in, stages, embeddings in between, and the last stage's tokens.
-        *states, tokens = theirs.encoder(stem, output_hidden_states=True).hidden_states
-        assert_close(ours.double().eval()(x),
+        stem = reference.double().eval().patch_embed(x)
+        # hidden_states lists the input, stages, embeddings in between, and the last tokens.
+        *states, tokens = reference.encoder(stem, output_hidden_states=True).hidden_states
+        assert_close(backbone.double().eval()(x),
                      [*states[1::2], tokens.transpose(1, 2).unflatten(2, (7, 7))])
 
 

@@ -1,4 +1,4 @@
-"""The V2 backbone against timm's networks, and its attention on odd grids against the formula."""
+"""The V2 backbone equals timm's networks, and on odd grids the formula of its attention."""
 import pytest
 import timm
 import torch
@@ -12,77 +12,77 @@ NORM, ACT = dict(type='BN'), dict(type='GELU')
 
 
 def timm_twin(arch: str, randomize, size=(224, 224)):
-    """Return timm's network for images of ``size`` with random weights and ours with
-    the same, both float64."""
-    theirs = timm.create_model(f'efficientformerv2_{arch}', img_size=size)
-    randomize(theirs).double().train()
-    for norm in theirs.modules():
+    """Return timm's network for images of ``size`` with random weights, and the backbone with
+    the same, in float64."""
+    reference = timm.create_model(f'efficientformerv2_{arch}', img_size=size)
+    randomize(reference).double().train()
+    for norm in reference.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.momentum = 1
     with torch.no_grad():  # statistics of real activations, so that no softmax saturates
-        theirs(image(*size, dtype=torch.float64))
-    theirs.eval()
+        reference(image(*size, dtype=torch.float64))
+    reference.eval()
     grid = tuple(-(-n // 32) for n in size)
-    ours = EfficientFormerV2(arch, bias_grid=grid).double().eval()
-    names = {}  # our tables and theirs, of oblong grids where checkpoints hold square ones
-    for i, stage in enumerate(ours.stages):
+    backbone = EfficientFormerV2(arch, bias_grid=grid).double().eval()
+    names = {}  # bias tables; those of oblong grids are no checkpoint's
+    for i, stage in enumerate(backbone.stages):
         for key, _ in stage.named_parameters():
             if key.endswith('bias.table'):
-                their = key.replace('bias.table', 'attention_biases')
+                source = key.replace('bias.table', 'attention_biases')
                 names[f'stages.{i}.{key}'] = f'stages.{i}.' + (
-                    their.replace('downsample.', 'downsample.attn.'))
-    state = theirs.state_dict()
-    load_weights(ours, {key: value.new_zeros(8, 49) if key in names.values() else value
+                    source.replace('downsample.', 'downsample.attn.'))
+    state = reference.state_dict()
+    load_weights(backbone, {key: value.new_zeros(8, 49) if key in names.values() else value
                         for key, value in state.items()})
-    parameters = dict(ours.named_parameters())
-    assert len(names) == sum(ours.arch.attention_blocks) + 1
-    for our, their in names.items():
-        parameters[our].data = state[their].clone().view_as(parameters[our])
-    return theirs, ours
+    parameters = dict(backbone.named_parameters())
+    assert len(names) == sum(backbone.arch.attention_blocks) + 1
+    for target, source in names.items():
+        parameters[target].data = state[source].clone().view_as(parameters[target])
+    return reference, backbone
 
 
 @pytest.mark.parametrize('arch', ['s0', 's1', 's2', 'l'])
 def test_features_equal_timm_at_224(arch, randomize):
-    theirs, ours = timm_twin(arch, randomize)
+    reference, backbone = timm_twin(arch, randomize)
     x = image(224, 224, dtype=torch.float64)
     with torch.no_grad():
-        expected = theirs.forward_intermediates(x, intermediates_only=True)
-        assert_close(ours(x), expected, 1e-9)
+        expected = reference.forward_intermediates(x, intermediates_only=True)
+        assert_close(backbone(x), expected, 1e-9)
 
 
 @pytest.mark.parametrize('size', [(160, 288), (384, 128), (512, 512)])
 def test_features_equal_timm_built_for_another_size(size, randomize):
-    theirs, ours = timm_twin('s0', randomize, size)
+    reference, backbone = timm_twin('s0', randomize, size)
     x = image(*size, dtype=torch.float64)
     with torch.no_grad():
-        expected = theirs.forward_intermediates(x, intermediates_only=True)
-        assert_close(ours(x), expected, 1e-9)
+        expected = reference.forward_intermediates(x, intermediates_only=True)
+        assert_close(backbone(x), expected, 1e-9)
 
 
 @pytest.mark.parametrize('train', [False, True])
 def test_gradients_of_every_parameter_equal_timm(train, randomize):
-    theirs, ours = timm_twin('s0', randomize, (96, 96))
-    theirs.train(train)
-    ours.train(train)
+    reference, backbone = timm_twin('s0', randomize, (96, 96))
+    reference.train(train)
+    backbone.train(train)
     x = image(96, 96, batch=4, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     loss = {}
-    for model, features in ((theirs, theirs.forward_intermediates(x, intermediates_only=True)),
-                            (ours, ours(x))):
+    expected = reference.forward_intermediates(x, intermediates_only=True)
+    for model, features in ((reference, expected), (backbone, backbone(x))):
         generator.manual_seed(0)
         loss[model] = sum((f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum()
                           for f in features)
         loss[model].backward()
-    torch.testing.assert_close(loss[ours], loss[theirs])
+    torch.testing.assert_close(loss[backbone], loss[reference])
     # Gradients have the names and shapes of weights, so loading renames them.
     expected = EfficientFormerV2('s0', bias_grid=3).double()
-    load_weights(expected, {**theirs.state_dict(), **{
-        key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}})
+    load_weights(expected, {**reference.state_dict(), **{
+        key: p.grad for key, p in reference.named_parameters() if p.grad is not None}})
     # A bias has no effect on what a BatchNorm in training makes of it, nor one that is
     # the same for all keys on a softmax.
     zero = ['k.conv.bias', 'k.norm.bias', 'talking_head1.bias'] + [
         'conv.bias', 'q_local.bias', 'stride_conv.norm.bias'] * train
-    assert_gradients_close(ours, expected, zero_in_training=zero)
+    assert_gradients_close(backbone, expected, zero_in_training=zero)
 
 
 @pytest.mark.parametrize('arch, classifier', [

@@ -40,7 +40,7 @@ def test_memory_does_not_grow(kind, arch):
 
 
 def kept(model) -> dict:
-    """What of a model could grow with use: the sizes of all containers that its modules hold."""
+    """Return the sizes of all containers that the modules of a model hold."""
     return {f'{name}.{key}': len(value) for name, module in model.named_modules()
             for key, value in vars(module).items() if isinstance(value, (dict, list, set))}
 
@@ -62,7 +62,7 @@ def test_a_model_keeps_no_more_after_many_sizes(kind, arch):
             seen |= {grid for bias in biases for grid, *_ in bias._expanded}
             assert all(len(bias._expanded) <= CACHED_GRIDS for bias in biases)
         assert [len(bias._expanded) for bias in biases] == [0 if train else CACHED_GRIDS] * 2
-    assert len(seen) > 2 * CACHED_GRIDS  # so many were forgotten
+    assert len(seen) > 2 * CACHED_GRIDS  # more than the cache holds
     # The biases' own are all that changed, and no buffer has taken another size.
     after = kept(model)
     assert {key for key in after if after[key] != before[key]} == {
