@@ -97,7 +97,7 @@ def test_drawing_on_a_folder(trained, tmp_path):
 
 def test_learning_curve(trained, tmp_path):
     picture = tmp_path / 'curve.png'
-    run('tools/learning_curve.py', trained[1], '--out', picture)
+    run('tools/analysis_tools/learning_curve.py', trained[1], '--out', picture)
     curve = cv2.imread(str(picture)).astype(int)
     width = curve.shape[1]
     assert width > 1000

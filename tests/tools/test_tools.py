@@ -158,9 +158,9 @@ def test_broken_images_are_passed_over_and_named(trained, tmp_path):
 
 
 def test_learning_curve(trained, tmp_path):
-    run('tools/learning_curve.py', trained[1], '--out', tmp_path / 'curve.png')
+    run('tools/analysis_tools/learning_curve.py', trained[1], '--out', tmp_path / 'curve.png')
     assert cv2.imread(str(tmp_path / 'curve.png')).shape[1] > 1000
-    printed = run('tools/learning_curve.py', tmp_path, expect=1)
+    printed = run('tools/analysis_tools/learning_curve.py', tmp_path, expect=1)
     assert 'expected the work dir' in printed and 'Traceback' not in printed
 
 

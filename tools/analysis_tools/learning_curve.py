@@ -1,4 +1,4 @@
-"""Plot losses and metrics of a training run: python tools/learning_curve.py WORK_DIR"""
+"""Plot losses and metrics of a training run: python tools/analysis_tools/learning_curve.py WORK_DIR"""
 from argparse import ArgumentParser
 from pathlib import Path
 

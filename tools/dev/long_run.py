@@ -1,5 +1,5 @@
 """Watch the memory of a backbone over many images of changing sizes, in eval and in training:
-python tools/long_run.py l1 s0 --sizes 224 448"""
+python tools/dev/long_run.py l1 s0 --sizes 224 448"""
 import ctypes
 import gc
 import json
