@@ -1,5 +1,8 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and a temporary folder that is deleted after them."""
+import multiprocessing.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,20 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-import mmeffformer  # noqa: E402, F401  torchvision stands behind mmcv.ops from here on
+import mmeffformer  # noqa: E402, F401  offers mmcv.ops
+
+
+def pytest_configure(config):
+    """Give the tests and all their processes one temporary folder.
+
+    The tests kill processes, which then leave files: data loader workers their sockets, torchrun
+    its logs, torch.compile and coremltools what they compiled.
+    """
+    if not hasattr(config, 'workerinput'):  # the workers of pytest-xdist share the folder
+        folder = os.environ['TMPDIR'] = tempfile.mkdtemp(prefix='mmeffformer-')
+        # The priority is below that of multiprocessing's own folder in it.
+        multiprocessing.util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
+    tempfile.tempdir = os.environ['TMPDIR']
 
 
 @pytest.fixture
@@ -18,8 +34,11 @@ def repo_root() -> Path:
 
 @pytest.fixture
 def randomize():
-    """A function that gives every weight, statistic, scale and bias of a module
-    a random value of a size with which activations neither vanish nor explode."""
+    """Return a function that fills a module with random values.
+
+    Weights, statistics, scales and biases have sizes with which activations neither vanish nor
+    explode.
+    """
 
     def fill(module: nn.Module, seed: int = 0) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)

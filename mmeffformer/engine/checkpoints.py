@@ -59,7 +59,7 @@ def newest_checkpoint(work_dir: Union[str, Path]) -> Optional[str]:
     if problems:
         raise ValueError('\n'.join([
             f'of {len(problems)} checkpoints in {work_dir} none can be read:', *problems,
-            'Name another one with --resume CHECKPOINT, or start a new run in another --work-dir']))
+            'Name another one with --resume CHECKPOINT, or start a run in another --work-dir']))
 
 
 def describe_resume_point(work_dir: Union[str, Path]) -> str:

@@ -51,7 +51,7 @@ class Runner(_Runner):
     ``runner_type='mmeffformer.Runner'`` in the config. It calls :func:`patch_mmengine`.
     """
 
-    _resumed_iters = 0  # iterations of the run before it was resumed
+    _resumed_iters = 0  # iterations in the checkpoint that is resumed
     _save_verified = False  # whether a checkpoint of this run was read back
 
     @classmethod
@@ -89,8 +89,8 @@ class Runner(_Runner):
     def register_hooks(self, default_hooks=None, custom_hooks=None):
         default_hooks = dict(default_hooks or {})
         default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-        super().register_hooks({name: _use_safe_hook(hook) for name, hook in default_hooks.items()},
-                               [*map(_use_safe_hook, custom_hooks or [])])
+        super().register_hooks({name: _safe_hook(hook) for name, hook in default_hooks.items()},
+                               [*map(_safe_hook, custom_hooks or [])])
         self.register_hook(SeedHook())
         self.register_hook(FiniteLossHook())
 
@@ -173,7 +173,7 @@ class Runner(_Runner):
                 f'--resume; {describe_resume_point(self.work_dir)}') from error
 
 
-def _use_safe_hook(hook: Union[None, dict, Hook]) -> Union[None, dict, Hook]:
+def _safe_hook(hook: Union[None, dict, Hook]) -> Union[None, dict, Hook]:
     """Replace the type of mmengine's hook in a config by this project's hook of that name."""
     for safe in (CheckpointHook, EarlyStoppingHook):
         name, original = safe.__name__, safe.__base__
