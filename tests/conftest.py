@@ -8,23 +8,20 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+# One temporary folder for the tests and all their processes, also those that they kill, which
+# leave files: sockets of data loader workers, logs of torchrun, compiled models. It is set before
+# torch is imported. The workers of pytest-xdist inherit it.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    os.environ['TMPDIR'] = tempfile.mkdtemp(prefix='mmeffformer-')
+    # With a priority below that of multiprocessing, which deletes its own folder in it first.
+    multiprocessing.util.Finalize(None, shutil.rmtree, (os.environ['TMPDIR'], True),
+                                  exitpriority=-200)
+tempfile.tempdir = os.environ['TMPDIR']
+
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 import mmeffformer  # noqa: E402, F401  offers mmcv.ops
-
-
-def pytest_configure(config):
-    """Give the tests and all their processes one temporary folder.
-
-    The tests kill processes, which then leave files: data loader workers their sockets, torchrun
-    its logs, torch.compile and coremltools what they compiled.
-    """
-    if not hasattr(config, 'workerinput'):  # the workers of pytest-xdist share the folder
-        folder = os.environ['TMPDIR'] = tempfile.mkdtemp(prefix='mmeffformer-')
-        # The priority is below that of multiprocessing's own folder in it.
-        multiprocessing.util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
-    tempfile.tempdir = os.environ['TMPDIR']
 
 
 @pytest.fixture

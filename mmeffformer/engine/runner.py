@@ -21,17 +21,9 @@ from ..utils.modules import unwrap_model
 from ..utils.registry import RUNNERS
 from ..weights.read import read_checkpoint
 from ..weights.safe_loading import check_finite, read_model
+from . import mmengine_internals as internals
 from .checkpoints import describe_resume_point, newest_checkpoint
 from .hooks import CheckpointHook, EarlyStoppingHook, FiniteLossHook, SeedHook
-from .mmengine_internals import (
-    SkippedIterator,
-    create_temp_dir,
-    diff_rank_seed,
-    patch_mmengine,
-    set_loader_parts,
-    train_dataloader,
-    train_dataloader_cfg,
-)
 
 
 @RUNNERS.register_module()
@@ -75,9 +67,9 @@ class Runner(_Runner):
         return runner
 
     def setup_env(self, env_cfg):
-        patch_mmengine()
+        internals.patch_mmengine()
         super().setup_env(env_cfg)
-        create_temp_dir()
+        internals.create_temp_dir()
         # Checked before any random number is drawn: processes that disagree wait for each other.
         given = self.cfg.get('load_from') if self.cfg.get('resume') else ''
         found = {*all_gather_object(Path(given or 'none').name)}
@@ -98,15 +90,15 @@ class Runner(_Runner):
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False):
         loader = _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         if not isinstance(loader.dataset, GuardedDataset):
-            set_loader_parts(loader, dataset=RepeatableDataset(loader.dataset))
+            internals.set_loader_parts(loader, dataset=RepeatableDataset(loader.dataset))
         return loader
 
     def build_train_loop(self, loop: Union[BaseLoop, dict]) -> BaseLoop:
         """Build the training loop, whose loader has :class:`RepeatableBatches`."""
-        cfg = train_dataloader_cfg(self)
+        cfg = internals.train_dataloader_cfg(self)
         if not (isinstance(cfg, dict) and isinstance(loop, dict)):
             return super().build_train_loop(loop)
-        loader = self.build_dataloader(cfg, self.seed, diff_rank_seed(self))
+        loader = self.build_dataloader(cfg, self.seed, internals.diff_rank_seed(self))
         by_iteration = (loop.get('type') in ('IterBasedTrainLoop', IterBasedTrainLoop)
                         or not loop.get('by_epoch', True))
         # A loop of epochs resumes at the start of an epoch. A sampler with epochs in a loop of
@@ -114,12 +106,12 @@ class Runner(_Runner):
         skips = by_iteration and not loop.get('fast_forward_on_resume') and not hasattr(
             loader.batch_sampler.sampler, 'epoch')
         start = self._resumed_iters if skips else 0
-        set_loader_parts(loader, batch_sampler=RepeatableBatches(
+        internals.set_loader_parts(loader, batch_sampler=RepeatableBatches(
             loader.batch_sampler, self.seed, get_rank(), get_world_size(), start))
-        with train_dataloader(self, loader):
+        with internals.train_dataloader(self, loader):
             loop = super().build_train_loop(loop)
         if start:
-            loop.dataloader_iterator = SkippedIterator(loop.dataloader_iterator, start)
+            loop.dataloader_iterator = internals.SkippedIterator(loop.dataloader_iterator, start)
         return loop
 
     def resume(self, filename, *args, **kwargs):
@@ -128,22 +120,21 @@ class Runner(_Runner):
         Raises:
             TrainingStopped: The optimizer or the schedule of the checkpoint is not the config's.
         """
-        advice = f'To start a new run from its weights, use --cfg-options load_from={filename}'
         try:
             super().resume(filename, *args, **kwargs)
+            wrapper = self.optim_wrapper
+            for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+                # torch loads the groups of another optimizer, which lack what this one needs.
+                missing = {*part.optimizer.defaults} - {*part.param_groups[0]}
+                if missing:
+                    raise ValueError(f'its optimizer has no {", ".join(sorted(missing))}, which '
+                                     f'{type(part.optimizer).__name__} needs')
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise TrainingStopped(
                 f'{filename} cannot be resumed with this config: {type(error).__name__}: {error}. '
-                'Expected the optimizer, the schedule and the hooks that it was saved with. '
-                f'{advice}') from error
-        wrappers = self.optim_wrapper
-        for wrapper in wrappers.values() if isinstance(wrappers, OptimWrapperDict) else [wrappers]:
-            missing = {*wrapper.optimizer.defaults} - {*wrapper.param_groups[0]}
-            if missing:
-                raise TrainingStopped(
-                    f'{filename} cannot be resumed with this config: it was saved with another '
-                    f'optimizer and lacks {", ".join(sorted(missing))}, which '
-                    f'{type(wrapper.optimizer).__name__} needs. {advice}')
+                'Expected the optimizer, the schedule and the hooks that it was saved with. To '
+                f'start a new run from its weights, use --cfg-options load_from={filename}'
+            ) from error
 
     @master_only
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):

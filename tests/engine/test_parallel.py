@@ -6,13 +6,12 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import PixelData
 from support.helpers import ROOT, run_code
 from torch import nn
 
@@ -137,57 +136,6 @@ def test_segmentor_as_in_one_process(pair, randomize):
     # The loss is an average over pixels, and both batches have the same number.
     model = randomize(MODELS.build(cfg)).double().train()
     assert_as_one_process(pair, model, batch(0), batch(1))
-
-
-def small_maskrcnn() -> Config:
-    """Return a smaller demo Mask R-CNN that uses all samples.
-
-    mmdet averages a loss over the samples of its own process, and DistributedDataParallel
-    averages over processes. Both together equal one process if all have the same number.
-    """
-    cfg = Config.fromfile(ROOT / 'configs/demo/maskrcnn_effformer_l1_shapes.py').model
-    width, heads = 16, cfg.roi_head
-    cfg.backbone.update(arch=TINY, out_norm_cfg=None, norm_cfg=dict(type='BN'), norm_eval=True)
-    cfg.neck.update(in_channels=[*TINY['widths']], out_channels=width)
-    cfg.rpn_head.update(in_channels=width, feat_channels=width)
-    heads.bbox_roi_extractor.out_channels = heads.mask_roi_extractor.out_channels = width
-    heads.bbox_head.update(in_channels=width, conv_out_channels=width, fc_out_channels=32)
-    heads.mask_head.update(in_channels=width, conv_out_channels=width)
-    for part in cfg.neck, heads.bbox_head, heads.mask_head:
-        part.norm_cfg = GN
-    # Every anchor is a sample, and of each image the same number of proposals. Of those, only
-    # the objects themselves are positive.
-    cfg.train_cfg.rpn.sampler.num = cfg.train_cfg.rcnn.sampler.num = 10 ** 6
-    cfg.train_cfg.rpn.assigner.neg_iou_thr = cfg.train_cfg.rpn.assigner.pos_iou_thr
-    cfg.train_cfg.rpn_proposal.update(max_per_img=20, nms=dict(iou_threshold=.99))
-    cfg.train_cfg.rcnn.assigner.update(pos_iou_thr=.99, neg_iou_thr=.99, min_pos_iou=.99)
-    return cfg
-
-
-def det_batch(seed: int) -> tuple:
-    """Return an image with three objects."""
-    from mmdet.structures import DetDataSample  # in the other processes, after mmeffformer
-    from mmdet.structures.mask import BitmapMasks
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(3, 2, generator=generator, dtype=torch.float64) * 40
-    sides = 10 + torch.rand(3, 2, generator=generator, dtype=torch.float64) * 14
-    boxes = torch.cat([corners, corners + sides], 1)
-    masks = np.zeros((3, 64, 96), np.uint8)
-    for mask, box in zip(masks, boxes.int().tolist()):
-        mask[box[1]:box[3], box[0]:box[2]] = 1
-    sample = DetDataSample(
-        metainfo=dict(img_shape=(64, 96), pad_shape=(64, 96), batch_input_shape=(64, 96)),
-        gt_instances=InstanceData(
-            bboxes=boxes, labels=torch.randint(0, 6, (3,), generator=generator),
-            masks=BitmapMasks(masks, 64, 96)),
-        ignored_instances=InstanceData(bboxes=boxes[:0]))
-    return noise(1, 3, 64, 96 + seed)[..., :96], [sample]
-
-
-def test_detector_as_in_one_process(pair, randomize):
-    init_default_scope('mmdet')
-    model = randomize(MODELS.build(small_maskrcnn())).double().train()
-    assert_as_one_process(pair, model, det_batch(0), det_batch(1), tolerance=1e-5)
 
 
 def wrap_with_sync_bn(model: nn.Module) -> tuple:
