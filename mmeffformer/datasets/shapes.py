@@ -26,7 +26,7 @@ class Instance(NamedTuple):
 
     @property
     def annotated(self) -> bool:
-        """Whether enough of the instance is visible."""
+        """Return whether enough of the instance is visible."""
         return self.visible >= MIN_VISIBLE and self.mask.sum() >= MIN_AREA
 
 

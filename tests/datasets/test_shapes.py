@@ -32,7 +32,7 @@ def coco(root):
 
 @pytest.fixture(scope='module')
 def drawn():
-    """(image, annotated instances) of each training image, drawn anew."""
+    """(image, annotated instances) of each training image, drawn again."""
     scenes = []
     for i in range(TRAIN):
         rng = np.random.default_rng([0, 0, i])

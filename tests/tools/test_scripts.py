@@ -1,8 +1,7 @@
 """The launch scripts: the commands they run, recorded by replacements of ``srun`` and ``python``,
-and jobs of two processes on CPUs, one of which fails."""
+and jobs of two processes on CPUs in which one process fails."""
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.helpers import ROOT, free_port
 
 from mmeffformer.datasets import write_ade20k
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools'
 KNOWN = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'PORT', 'GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK',
          'SRUN_ARGS')
@@ -141,9 +140,6 @@ def job(data, tmp_path):
     started = []
 
     def start(fault: str) -> subprocess.Popen:
-        with socket.socket() as listener:
-            listener.bind(('127.0.0.1', 0))
-            port = listener.getsockname()[1]
         path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
         with open(tmp_path / 'log', 'w') as log:
             started.append(subprocess.Popen(
@@ -151,7 +147,7 @@ def job(data, tmp_path):
                  tmp_path / 'work', '--cfg-options', 'train_cfg.max_iters=1000000',
                  'train_cfg.val_interval=1000000', 'train_dataloader.batch_size=2'],
                 cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, 'PATH': path, 'PORT': str(port), 'FAULT': fault,
+                env={**os.environ, 'PATH': path, 'PORT': str(free_port()), 'FAULT': fault,
                      'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(
                          [str(tmp_path), os.environ.get('PYTHONPATH', '')])}))
         return started[0]
