@@ -137,8 +137,8 @@ def rle(**parts):
     return dict(dict(counts=[0, 100, 64 * 96 - 100], size=[64, 96]), **parts)
 
 
-# (Change of the first annotation; kind of fault or None; number of its boxes that training uses, or
-# None if training stops.)
+# (Change of the first annotation; kind of fault or None; number of its boxes that training uses,
+# or None if training stops.)
 ANNOTATIONS = {
     'no area': (dict(bbox=[3, 3, 0, 5]), 'box without area', 0),
     'negative width': (dict(bbox=[30, 3, -9, 5]), 'box without area', 0),
