@@ -1,10 +1,12 @@
 """Find the checkpoint in a work dir that a run is resumed from."""
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple, Union
 
 from mmengine.logging import print_log
 
+from ..utils.errors import TrainingStopped
 from ..weights.safe_loading import read_model
 
 
@@ -66,6 +68,17 @@ def describe_resume_point(work_dir: Union[str, Path]) -> str:
     """Return a sentence that names the checkpoint from which the run can be resumed."""
     path = next((path for path, problem in _read(work_dir) if not problem), None)
     return f'the last complete checkpoint is {path}' if path else 'there is no earlier checkpoint'
+
+
+@contextmanager
+def stop_if_not_writable(path: Union[str, Path], work_dir: Union[str, Path]) -> Iterator[None]:
+    """Context manager: turn an OSError in writing ``path`` into a TrainingStopped."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingStopped(
+            f'{path} cannot be written: {error.strerror or error}. Solve this and use --resume; '
+            f'{describe_resume_point(work_dir)}') from error
 
 
 def _read(work_dir: Union[str, Path]) -> Iterator[Tuple[Path, str]]:

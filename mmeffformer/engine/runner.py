@@ -22,7 +22,7 @@ from ..utils.registry import RUNNERS
 from ..weights.read import read_checkpoint
 from ..weights.safe_loading import check_finite, read_model
 from . import mmengine_internals as internals
-from .checkpoints import describe_resume_point, newest_checkpoint
+from .checkpoints import describe_resume_point, newest_checkpoint, stop_if_not_writable
 from .hooks import CheckpointHook, EarlyStoppingHook, FiniteLossHook, SeedHook
 
 
@@ -149,7 +149,7 @@ class Runner(_Runner):
         path = Path(out_dir) / filename
         try:
             check_finite(unwrap_model(self.model).state_dict(), path)
-            with atomic_write(path) as tmp_path:
+            with stop_if_not_writable(path, self.work_dir), atomic_write(path) as tmp_path:
                 super().save_checkpoint(str(out_dir), tmp_path.name, *args, **kwargs)
                 if not self._save_verified:  # otherwise a resume would be the first to notice
                     read_checkpoint(tmp_path)
@@ -158,10 +158,6 @@ class Runner(_Runner):
             raise TrainingStopped(
                 f'at iteration {self.iter + 1}: {error}. The checkpoint is not written; '
                 f'{describe_resume_point(self.work_dir)}') from error
-        except OSError as error:
-            raise TrainingStopped(
-                f'{path} cannot be written: {error.strerror or error}. Solve this and use '
-                f'--resume; {describe_resume_point(self.work_dir)}') from error
 
 
 def _safe_hook(hook: Union[None, dict, Hook]) -> Union[None, dict, Hook]:

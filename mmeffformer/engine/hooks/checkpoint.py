@@ -1,7 +1,6 @@
 """mmengine's hooks for checkpoints and early stopping, safe against a kill at any moment."""
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, Optional, Union
+from typing import Dict, Optional, Union
 
 from mmengine.dist import broadcast, broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend
@@ -10,11 +9,10 @@ from mmengine.hooks import EarlyStoppingHook as _EarlyStoppingHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
 
-from ...utils.errors import TrainingStopped
 from ...utils.files import TMP_PREFIX, atomic_write
 from ...utils.modules import unwrap_model
 from ...utils.registry import HOOKS
-from ..checkpoints import checkpoints, describe_resume_point
+from ..checkpoints import checkpoints, stop_if_not_writable
 from ..mmengine_internals import is_resuming, is_training, update_val_interval
 
 
@@ -60,7 +58,7 @@ class CheckpointHook(_CheckpointHook):
         self.best_ckpt_path_dict = {key: self._in_out_dir(path) for key, path in getattr(
             self, 'best_ckpt_path_dict', {}).items()}
         if is_main_process():
-            with _stop_if_not_writable(runner):
+            with stop_if_not_writable(runner.work_dir, runner.work_dir):
                 for tmp_path in Path(self.out_dir).glob(f'{TMP_PREFIX}*.pth'):  # of a killed run
                     tmp_path.unlink(missing_ok=True)
 
@@ -75,8 +73,8 @@ class CheckpointHook(_CheckpointHook):
         self._validated_step = _current_step(runner.train_loop)
         super().after_val_epoch(runner, metrics)
         if is_main_process():
-            with _stop_if_not_writable(runner), \
-                    atomic_write(self._validation_record(runner)) as tmp_path:
+            record = self._validation_record(runner)
+            with stop_if_not_writable(record, runner.work_dir), atomic_write(record) as tmp_path:
                 tmp_path.write_text(str(self._validated_step))
 
     def after_load_checkpoint(self, runner, checkpoint) -> None:
@@ -92,7 +90,7 @@ class CheckpointHook(_CheckpointHook):
                 del state[key]
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        with _stop_if_not_writable(runner):  # the file last_checkpoint
+        with stop_if_not_writable(Path(runner.work_dir, 'last_checkpoint'), runner.work_dir):
             super()._save_checkpoint_with_step(runner, step, meta)
         self._delete_replaced()
 
@@ -182,17 +180,6 @@ class DeferredDeletion(LocalBackend):
             if path.exists() and path.stat().st_ino == inode:
                 path.unlink()
         self._pending.clear()
-
-
-@contextmanager
-def _stop_if_not_writable(runner) -> Iterator[None]:
-    """Context manager: turn an OSError into a TrainingStopped that names the work dir."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainingStopped(
-            f'{runner.work_dir} cannot be written to: {error.strerror or error}. Solve this and '
-            f'use --resume; {describe_resume_point(runner.work_dir)}') from error
 
 
 def _current_step(loop: BaseLoop) -> int:
