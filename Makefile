@@ -39,7 +39,7 @@ demo demo-seg: env
 	checkpoint=$$(cat work_dirs/$@/last_checkpoint)
 	$(PYTHON) tools/test.py $(CONFIG) $$checkpoint --work-dir work_dirs/$@/test \
 	    --at-least $(AT_LEAST)
-	$(PYTHON) tools/learning_curve.py work_dirs/$@
+	$(PYTHON) tools/analysis_tools/learning_curve.py work_dirs/$@
 	$(PYTHON) tools/infer.py $(CONFIG) $$checkpoint $(IMAGES) --limit 16 \
 	    --out-dir work_dirs/$@/$(FOUND) --page work_dirs/$@/$(FOUND).png
 	set +x

@@ -2,7 +2,8 @@
 
 Importing this package registers everything in scope ``mmeffformer``:
 ``type='mmeffformer.EfficientFormer'`` and ``EfficientFormerV2`` then work in any
-OpenMMLab config.
+OpenMMLab config. It offers operators where mmcv has none, and changes nothing else;
+:func:`patch_mmengine` does, for this project's Runner and tools.
 """
 from importlib.util import find_spec
 
@@ -18,15 +19,16 @@ except RuntimeError as error:
     raise ImportError(f'torchvision does not fit torch ({error}). Install the two together, in '
                       'one command: pip install torch==... torchvision==...') from error
 
-from . import ops
+from . import deploy, ops
 
 ops.install()
 
 from .apis.swap import swap_backbone
+from .engine.mmengine_internals import patch_mmengine
 from .models import EfficientFormer, EfficientFormerV2
 from .search.supernet import SuperEfficientFormer
 from .version import __version__
 from .weights import load_weights
 
-__all__ = ['EfficientFormer', 'EfficientFormerV2', 'SuperEfficientFormer', 'load_weights',
-           'swap_backbone', '__version__']
+__all__ = ['EfficientFormer', 'EfficientFormerV2', 'SuperEfficientFormer', 'deploy',
+           'load_weights', 'patch_mmengine', 'swap_backbone', '__version__']

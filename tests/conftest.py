@@ -1,14 +1,27 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and a temporary folder that is deleted after them."""
+import multiprocessing.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+# One temporary folder for the tests and all their processes, also those that they kill, which
+# leave files: sockets of data loader workers, logs of torchrun, compiled models. It is set before
+# torch is imported. The workers of pytest-xdist inherit it.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    os.environ['TMPDIR'] = tempfile.mkdtemp(prefix='mmeffformer-')
+    # With a priority below that of multiprocessing, which deletes its own folder in it first.
+    multiprocessing.util.Finalize(None, shutil.rmtree, (os.environ['TMPDIR'], True),
+                                  exitpriority=-200)
+tempfile.tempdir = os.environ['TMPDIR']
+
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-import mmeffformer  # noqa: E402, F401  torchvision stands behind mmcv.ops from here on
+import mmeffformer  # noqa: E402, F401  offers mmcv.ops
 
 
 @pytest.fixture
@@ -18,8 +31,11 @@ def repo_root() -> Path:
 
 @pytest.fixture
 def randomize():
-    """A function that gives every weight, statistic, scale and bias of a module
-    a random value of a size with which activations neither vanish nor explode."""
+    """Return a function that fills a module with random values.
+
+    Weights, statistics, scales and biases have sizes with which activations neither vanish nor
+    explode.
+    """
 
     def fill(module: nn.Module, seed: int = 0) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)

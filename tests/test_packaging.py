@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmeffformer import patch_mmengine
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -47,7 +49,7 @@ def test_configs_are_found_where_the_package_is_installed(wheel, tmp_path):
         "model = dict(backbone=dict(norm_eval=True))\n")
     done = subprocess.run(
         [sys.executable, '-c', 'import mmeffformer; from mmengine import Config, hub; '
-         'print(mmeffformer.__file__); '
+         'mmeffformer.patch_mmengine(); print(mmeffformer.__file__); '
          "print(hub.get_config('mmeffformer::detection/maskrcnn_effformer_l7.py').model.neck); "
          "print(Config.fromfile('mine.py').model.backbone)"],
         cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}, text=True,
@@ -78,4 +80,5 @@ def test_configs_inherit_from_the_libraries(base, kind, tmp_path, monkeypatch):
     monkeypatch.setattr('os.system', lambda *args: pytest.fail(f'runs {args}'))
     config = tmp_path / 'mine.py'
     config.write_text(f"_base_ = '{base}'\n")
+    patch_mmengine()
     assert Config.fromfile(config).model.type == kind

@@ -1,10 +1,10 @@
-"""Find broken images, annotations and label maps before training does:
+"""Find broken images, annotations and label maps before training:
 
   python tools/check_data.py CONFIG
 
-reads everything that the data sets of a config of mmdet or mmseg read, lists what is wrong by
-kind, and tells what training does about it and what you can do. It ends with status 1 where
-training would stop or be silently wrong, and with 0 where it handles what was found.
+This reads all files of the data sets in an mmdet or mmseg config. It lists the faults by kind,
+with their effect on training and the remedy. The exit status is 1 if training would stop or be
+silently wrong, and 0 if training handles all faults.
 """
 import os
 import sys
@@ -22,24 +22,23 @@ from mmeffformer.datasets.inspection import save_report
 
 def main():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file of mmdet or mmseg form')
-    parser.add_argument('--data-root', help='use this folder wherever the config names its '
-                        'data_root')
+    parser.add_argument('config', help='config file for mmdet or mmseg')
+    parser.add_argument('--data-root', help='folder that replaces data_root throughout the config')
     parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help='override config values')
     parser.add_argument('--splits', nargs='+', choices=['train', 'val', 'test'],
                         default=['train', 'val', 'test'], metavar='SPLIT',
-                        help='of train, val and test (default: all that the config has)')
+                        help='some of train, val and test (default: all in the config)')
     parser.add_argument('--workers', type=int, default=min(8, os.cpu_count() or 1),
-                        help='processes that read images (default: %(default)s here)')
+                        help='processes that read images (default: %(default)s)')
     parser.add_argument('--show', type=int, default=20, metavar='N',
-                        help='list at most so many of a kind (default: 20; --out has all)')
-    parser.add_argument('--out', type=Path, metavar='FILE.json', help='save the whole list')
-    # What load_config takes besides.
+                        help='list at most N faults of a kind (default: 20; --out has all)')
+    parser.add_argument('--out', type=Path, metavar='FILE.json', help='save the full list')
+    # Other options that load_config reads.
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     args = parser.parse_args()
     if args.workers < 1 or args.show < 1:
-        parser.error('--workers and --show take numbers from 1 on')
+        parser.error('--workers and --show: expected 1 or more')
 
     with exit_on_error((ValueError, OSError, RuntimeError)), Progress(
             TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
@@ -48,20 +47,20 @@ def main():
         check_dataset(cfg, args.splits)
         task = progress.add_task('')
 
-        def tell(text: str, done: int, images: int):
+        def report_progress(text: str, done: int, images: int):
             progress.update(task, description=text, completed=done, total=images or None)
 
-        report = inspect(cfg, args.splits, args.workers, tell)
+        report = inspect(cfg, args.splits, args.workers, report_progress)
         if args.out:
             save_report(report, args.out)
     for name, images in report.looked_at.items():
         print(f'{name}: {images:,} images')
-    tell_faults(report.faults, args.show)
+    print_faults(report.faults, args.show)
     sys.exit(int(any(fault.error for _, fault in report.faults)))
 
 
-def tell_faults(faults: list, show: int):
-    """Print all kinds of faults, errors first, and ``show`` of each."""
+def print_faults(faults: list, show: int) -> None:
+    """Print the faults by kind, errors first, at most ``show`` of each kind."""
     for kind, about in sorted(KINDS.items(), key=lambda item: not item[1].error):
         found = [(splits, fault) for splits, fault in faults if fault.kind == kind]
         if not found:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains as a Slurm job, one task a GPU:
+# Trains as a Slurm job with one task per GPU:
 #   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS=...] \
 #       tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of tools/train.py]
 set -euo pipefail

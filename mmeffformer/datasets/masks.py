@@ -1,27 +1,24 @@
-"""Masks as COCO writes them."""
+"""Masks in COCO's formats."""
 import math
+from typing import List
 
 import cv2
 import numpy as np
 
 
-def mask_to_polygons(mask):
-    """Outline a mask as COCO does.
+def mask_to_polygons(mask: np.ndarray) -> List[List[float]]:
+    """Return COCO's polygons of a mask, bool (h, w), not empty.
 
-    Args:
-        mask (np.ndarray): bool (h, w), not empty.
-
-    Returns:
-        list[list[float]]: For each connected part [x0, y0, x1, y1, ...] in px, where pixel (0, 0)
-        covers [0, 1] x [0, 1]. COCO's polygons cannot have holes: each hole is joined to its
-        outline by a cut of no width.
+    There is one polygon [x0, y0, x1, y1, ...] in px for each connected part, where pixel (0, 0)
+    covers [0, 1] x [0, 1]. COCO's polygons cannot have holes, so each hole is joined to its
+    outline by a cut of width 0.
     """
     # At double resolution contours run a quarter of a pixel inside the pixels' edges, so that
     # rasterising them by pixel centres gives the mask back, one pixel wide parts included.
     x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
     double = np.repeat(np.repeat(mask[y:y + h, x:x + w].view(np.uint8), 2, 0), 2, 1)
     contours, tree = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    tolerance = min(1.5, .04 * math.sqrt(mask.sum()))  # half px; small things need more care
+    tolerance = min(1.5, .04 * math.sqrt(mask.sum()))  # half px; less for small masks
     polygons = {}
     # CCOMP's fourth number is the outline around a hole, -1 for outlines: those sort first.
     parents = tree[0][:, 3]
@@ -39,7 +36,7 @@ def mask_to_polygons(mask):
     return [((p + .5) / 2 + (x, y)).ravel().tolist() for p in polygons.values()]
 
 
-def mask_to_rle(mask):
-    """Encode a mask, bool (h, w), as COCO's uncompressed RLE of its columns."""
+def mask_to_rle(mask: np.ndarray) -> dict:
+    """Return COCO's uncompressed RLE of the columns of a mask, bool (h, w)."""
     edges = np.flatnonzero(np.diff(mask.ravel(order='F').view(np.int8), prepend=0))
     return dict(counts=np.diff(edges, prepend=0, append=mask.size).tolist(), size=list(mask.shape))

@@ -1,24 +1,25 @@
-"""Samples whose augmentation depends on their place in the order of samples alone.
+"""Samples whose augmentation depends only on their position in the order of samples.
 
-Not on the worker process that makes them, nor on how often the training was interrupted.
+It depends neither on the worker process that makes a sample nor on whether the run was resumed.
 """
 import random
-from typing import Any, Iterator, List, NamedTuple, Optional
+from dataclasses import dataclass
+from typing import Any, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, Sampler
 
 from .guarded import GuardedDataset
 
 
 def seed_all(*position: int) -> None:
-    """Seed the random numbers of Python, numpy and torch by some numbers together.
+    """Seed the random numbers of Python, numpy and torch with several numbers together.
 
     Args:
-        position: Integers from 0 on, such as a seed, an epoch and an iteration.
+        position: Integers of at least 0, such as a seed, an epoch and an iteration.
     """
-    # Mixed, since neighbouring seeds give streams that are alike at first.
+    # Neighbouring seeds give streams that are similar at first, so the numbers are mixed.
     seed = int(np.random.SeedSequence(position).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -26,65 +27,53 @@ def seed_all(*position: int) -> None:
 
 
 class Index(NamedTuple):
-    """The index of a sample, with what it is to be seeded by; None of a sample not wanted."""
+    """The index of a sample, and the numbers that seed its augmentation."""
 
     index: Any
-    position: Optional[tuple]
+    position: Tuple[int, ...]
 
 
-class Batches:
-    """The batches of a batch sampler, their indices as :class:`Index`.
+@dataclass(frozen=True)
+class RepeatableBatches:
+    """A batch sampler that adds positions to the indices of another one.
 
     Args:
-        batches: mmengine's, mmdet's or torch's.
-        seed: Of the training.
-        rank, world_size: Which of how many processes this is. The samples of all ranks
-            are seeded as one process would seed them that takes their batches together.
-        done: How many batches the training has had already. The loop takes them again;
-            nothing is loaded for them.
+        batches: The batch sampler of torch, mmengine or mmdet.
+        seed: The seed of the run.
+        rank, world_size: Number of this process, and of all. The samples of all ranks together
+            are seeded as those of one process that takes all their batches.
+        start: Number of batches to leave out in each pass: those of the iterations before a
+            resume, for a sampler without end. Nothing is loaded for them.
     """
 
-    def __init__(self, batches: BatchSampler, seed: int, rank: int = 0, world_size: int = 1,
-                 done: int = 0):
-        self.batches, self.seed, self.rank, self.world_size = batches, seed, rank, world_size
-        self.done, self._given = done, True
+    batches: BatchSampler
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
 
-    def __getattr__(self, name):
-        if name == 'batches':  # while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.batches, name)  # sampler, batch_size, drop_last
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler of samples; mmengine sets its epoch."""
+        return self.batches.sampler
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[List[Index]]:
-        epoch, at = getattr(self.sampler, 'epoch', 0), 0
-        for batch in self.batches:
-            self.done -= 1
-            if self.done < 0 or self._given:
-                yield [Index(index, None if self.done >= 0 else (
-                    self.seed, epoch, (at + k) * self.world_size + self.rank))
-                       for k, index in enumerate(batch)]
-            at += len(batch)
-
-    @property
-    def skip(self):
-        """What newer loops call, where samples are endless, instead of taking batches again."""
-        if not hasattr(self.sampler, 'skip'):
-            raise AttributeError('skip')
-        return self._skip
-
-    def _skip(self, num_samples: int):
-        self.done, self._given = num_samples // self.batch_size, False
+        epoch, position = getattr(self.sampler, 'epoch', 0), 0
+        for number, batch in enumerate(self.batches):
+            if number >= self.start:
+                yield [Index(index, (self.seed, epoch, i * self.world_size + self.rank))
+                       for i, index in enumerate(batch, position)]
+            position += len(batch)
 
 
 class RepeatableDataset(GuardedDataset):
-    """Seeds what an :class:`Index` says before each sample; other indices are as they were."""
+    """Seeds the random numbers before a sample whose index is an :class:`Index`."""
 
     def __getitem__(self, index):
-        if not isinstance(index, Index):
-            return super().__getitem__(index)
-        if index.position is None:
-            return {}
-        seed_all(*index.position)
-        return super().__getitem__(index.index)
+        if isinstance(index, Index):
+            seed_all(*index.position)
+            index = index.index
+        return super().__getitem__(index)

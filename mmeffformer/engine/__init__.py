@@ -1,0 +1,1 @@
+"""Training: the Runner, its hooks and optimizer wrappers, checkpoints, and jobs of processes."""

@@ -1,4 +1,4 @@
-"""Mixed precision where mmengine has none."""
+"""Mixed precision on CPUs."""
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -12,10 +12,10 @@ from ..utils.registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class Bf16OptimWrapper(OptimWrapper):
-    """Trains under bfloat16 autocast, on CPUs too, which mmengine's ``AmpOptimWrapper`` refuses.
+    """Train under bfloat16 autocast, also on CPUs, where mmengine's ``AmpOptimWrapper`` raises.
 
-    Weights, their gradients and the optimizer's state stay in float32. bfloat16 has float32's
-    range, so losses are not scaled.
+    Weights, gradients and the optimizer's state stay in float32. bfloat16 has the range of
+    float32, so the loss is not scaled.
     """
 
     @contextmanager

@@ -1,85 +1,87 @@
-"""A Runner whose trainings can be killed at any moment and go on as if nothing had happened.
+"""A Runner that resumes killed runs exactly.
 
-mmengine resumes weights, optimizer and schedule, but not what is drawn at random; a checkpoint
-can be left half written, and the one before it is removed first.
+mmengine resumes weights, optimizer and schedule, but not random numbers. It may leave a checkpoint
+half written after it has deleted the previous one.
 """
 from pathlib import Path
 from typing import Union
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size, master_only
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
-from torch.utils.data import DataLoader
+from mmengine.runner.base_loop import BaseLoop
 
 from ..datasets.guarded import GuardedDataset
-from ..datasets.repeatable import Batches, RepeatableDataset
+from ..datasets.repeatable import RepeatableBatches, RepeatableDataset
 from ..utils.errors import TrainingStopped
 from ..utils.files import atomic_write
 from ..utils.modules import unwrap_model
 from ..utils.registry import RUNNERS
 from ..weights.safe_loading import check_finite, read_checkpoint, read_model
-from .checkpoints import describe_resume_point, newest_checkpoint
-from .hooks import FiniteLossHook, SeedHook
-from .launch import Sharding
+from . import mmengine_internals as internals
+from .checkpoints import describe_resume_point, newest_checkpoint, stop_if_not_writable
+from .hooks import CheckpointHook, EarlyStoppingHook, FiniteLossHook, SeedHook
 
 
 @RUNNERS.register_module()
-class Runner(Sharding, _Runner):
-    """mmengine's Runner, where a training is repeatable and its checkpoints are whole.
+class Runner(_Runner):
+    """mmengine's Runner with repeatable training and complete checkpoints.
 
-    - What is drawn at random depends on seed and position alone: the augmentation of a sample
-      on its place in the order of samples, what the network draws on iteration and rank. A
-      training that was resumed ends, bit by bit, with the weights it would have had anyway,
-      and the samples of several processes are those of one with their batches together.
-    - A checkpoint is written beside its place and then renamed, and only then is the one
-      before it removed. Weights that are not finite are never saved.
-    - ``resume=True`` without ``load_from`` goes on from the newest whole checkpoint
-      (:func:`newest_checkpoint`), and takes the seed of the one it goes on from.
+    - Random numbers depend on seed and position only: those of a sample's augmentation on its
+      position in the order of samples, those of the network on iteration and rank. A resumed run
+      ends with exactly the weights of an uninterrupted one, and several processes have the
+      samples of one process with the larger batch.
+    - A checkpoint is written under another name and then renamed. Only then is the previous one
+      deleted. Weights that are not finite are never saved.
+    - ``resume=True`` without ``load_from`` resumes from the newest complete checkpoint
+      (:func:`newest_checkpoint`) and takes the seed of the run from it.
 
-    This project's tools use it; mmdet's and mmseg's do with ``runner_type='mmeffformer.Runner'``
-    in the config.
+    This project's tools use this Runner. The tools of mmdet and mmseg use it with
+    ``runner_type='mmeffformer.Runner'`` in the config. It calls :func:`patch_mmengine`.
     """
 
-    _done = 0  # iterations that the training resumed has had
-    _saved = False  # whether a checkpoint of it could be read again
+    _resumed_iters = 0  # iterations in the checkpoint that is resumed
+    _save_verified = False  # whether a checkpoint of this run was read back
 
     @classmethod
     def from_cfg(cls, cfg):
-        """As mmengine's.
+        """Build a runner from a config.
 
         Raises:
-            ValueError: There are checkpoints to resume from, and none is whole, or the one named
-                is not of a training.
-            TrainingStopped: Processes on several machines would go on from different ones.
+            ValueError: There are checkpoints to resume from and all are incomplete, or the one
+                named cannot be resumed.
+            TrainingStopped: Processes on several machines would resume different checkpoints.
         """
         cfg, meta = cfg.copy(), {}
         if cfg.get('resume'):
             cfg['load_from'] = cfg.get('load_from') or newest_checkpoint(cfg['work_dir'])
             if cfg['load_from']:
-                meta = _meta_to_resume(cfg['load_from'])
-        if meta.get('seed') is not None:  # before the order of the samples is drawn
+                meta = _read_resume_meta(cfg['load_from'])
+        if meta.get('seed') is not None:  # needed before the order of samples is drawn
             cfg['randomness'] = dict(cfg.get('randomness') or {}, seed=meta['seed'])
         runner = super().from_cfg(cfg)
-        runner._done = meta.get('iter', 0)
+        runner._resumed_iters = meta.get('iter', 0)
         return runner
 
     def setup_env(self, env_cfg):
+        internals.patch_mmengine()
         super().setup_env(env_cfg)
-        # Before anything is drawn: processes that disagree would wait for each other for ever.
+        internals.create_temp_dir()
+        # Checked before any random number is drawn: processes that disagree wait for each other.
         given = self.cfg.get('load_from') if self.cfg.get('resume') else ''
         found = {*all_gather_object(Path(given or 'none').name)}
         if len(found) > 1:
             raise TrainingStopped(
-                'the processes would go on from different checkpoints: '
-                f'{", ".join(sorted(found))}. All machines have to see the same work dir')
+                f'the processes would resume different checkpoints: {", ".join(sorted(found))}. '
+                'All machines must see the same work dir')
 
     def register_hooks(self, default_hooks=None, custom_hooks=None):
         default_hooks = dict(default_hooks or {})
         default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-        super().register_hooks({name: _ours(hook) for name, hook in default_hooks.items()},
-                               [*map(_ours, custom_hooks or [])])
+        super().register_hooks({name: _safe_hook(hook) for name, hook in default_hooks.items()},
+                               [*map(_safe_hook, custom_hooks or [])])
         self.register_hook(SeedHook())
         self.register_hook(FiniteLossHook())
 
@@ -87,97 +89,91 @@ class Runner(Sharding, _Runner):
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False):
         loader = _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         if not isinstance(loader.dataset, GuardedDataset):
-            replace(loader, dataset=RepeatableDataset(loader.dataset))
+            internals.set_loader_parts(loader, dataset=RepeatableDataset(loader.dataset))
         return loader
 
+    def build_train_loop(self, loop: Union[BaseLoop, dict]) -> BaseLoop:
+        """Build the training loop, whose loader has :class:`RepeatableBatches`."""
+        cfg = internals.train_dataloader_cfg(self)
+        if not (isinstance(cfg, dict) and isinstance(loop, dict)):
+            return super().build_train_loop(loop)
+        loader = self.build_dataloader(cfg, self.seed, internals.diff_rank_seed(self))
+        by_iteration = (loop.get('type') in ('IterBasedTrainLoop', IterBasedTrainLoop)
+                        or not loop.get('by_epoch', True))
+        # A loop of epochs resumes at the start of an epoch. A sampler with epochs in a loop of
+        # iterations is left to mmengine, which takes the earlier batches again.
+        skips = by_iteration and not loop.get('fast_forward_on_resume') and not hasattr(
+            loader.batch_sampler.sampler, 'epoch')
+        start = self._resumed_iters if skips else 0
+        internals.set_loader_parts(loader, batch_sampler=RepeatableBatches(
+            loader.batch_sampler, self.seed, get_rank(), get_world_size(), start))
+        with internals.train_dataloader(self, loader):
+            loop = super().build_train_loop(loop)
+        if start:
+            loop.dataloader_iterator = internals.SkippedIterator(loop.dataloader_iterator, start)
+        return loop
+
     def resume(self, filename, *args, **kwargs):
-        """As mmengine's.
+        """Resume a run from a checkpoint.
 
         Raises:
-            TrainingStopped: The checkpoint is of another optimizer or schedule than the config.
+            TrainingStopped: The optimizer or the schedule of the checkpoint is not the config's.
         """
         try:
             super().resume(filename, *args, **kwargs)
+            wrapper = self.optim_wrapper
+            for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+                # torch loads the groups of another optimizer, which lack what this one needs.
+                missing = {*part.optimizer.defaults} - {*part.param_groups[0]}
+                if missing:
+                    raise ValueError(f'its optimizer has no {", ".join(sorted(missing))}, which '
+                                     f'{type(part.optimizer).__name__} needs')
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise TrainingStopped(
-                f'the training in {filename} cannot be gone on with by this config: '
-                f'{type(error).__name__}: {error}. Expected the optimizer, the schedule and the '
-                'hooks that it was saved with; to start anew from its weights, use --cfg-options '
-                f'load_from={filename}') from error
-        wrappers = self.optim_wrapper
-        for wrapper in wrappers.values() if isinstance(wrappers, OptimWrapperDict) else [wrappers]:
-            lacking = {*wrapper.optimizer.defaults} - {*wrapper.param_groups[0]}
-            if lacking:
-                raise TrainingStopped(
-                    f'{filename} was trained with another optimizer: it has no '
-                    f'{", ".join(sorted(lacking))}, which {type(wrapper.optimizer).__name__} '
-                    'needs. To start anew from its weights, use --cfg-options '
-                    f'load_from={filename}')
-
-    def build_train_loop(self, loop):
-        cfg = self._train_dataloader
-        if isinstance(cfg, dict) and isinstance(loop, dict):
-            # A loop of epochs goes on from the start of one.
-            passes_over = not loop.get('fast_forward_on_resume') and (
-                loop.get('type') in ('IterBasedTrainLoop', IterBasedTrainLoop)
-                or not loop.get('by_epoch', True))
-            loader = self.build_dataloader(
-                cfg, self.seed, self._randomness_cfg.get('diff_rank_seed', False))
-            batches = Batches(loader.batch_sampler, self.seed, get_rank(), get_world_size(),
-                              self._done if passes_over else 0)
-            self._train_dataloader = replace(loader, sampler=batches, batch_sampler=batches)
-        try:
-            return super().build_train_loop(loop)
-        finally:
-            self._train_dataloader = cfg  # others read its batch size
-
-    def save_checkpoint(self, *args, save_optimizer=True, **kwargs):
-        """As mmengine's, whole or not at all.
-
-        Raises:
-            TrainingStopped: It cannot be written, or holds weights that are not finite.
-        """
-        with self.gathered(optimizer=save_optimizer):
-            self._save_checkpoint(*args, save_optimizer=save_optimizer, **kwargs)
+                f'{filename} cannot be resumed with this config: {type(error).__name__}: {error}. '
+                'Expected the optimizer, the schedule and the hooks that it was saved with. To '
+                f'start a new run from its weights, use --cfg-options load_from={filename}'
+            ) from error
 
     @master_only
-    def _save_checkpoint(self, out_dir, filename, *args, **kwargs):
-        if '://' in str(out_dir):  # of another backend, which cannot rename
+    def save_checkpoint(self, out_dir, filename, *args, **kwargs):
+        """Save a checkpoint atomically.
+
+        Raises:
+            TrainingStopped: It cannot be written, or has weights that are not finite.
+        """
+        if '://' in str(out_dir):  # a remote backend, which cannot rename
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
         path = Path(out_dir) / filename
         model = unwrap_model(self.model)
         try:
             check_finite(model.state_dict(), path, model)
-            with atomic_write(path) as tmp_path:
+            with stop_if_not_writable(path, self.work_dir), atomic_write(path) as tmp_path:
                 super().save_checkpoint(str(out_dir), tmp_path.name, *args, **kwargs)
-                if not self._saved:  # else it would be found out only when it is needed
+                if not self._save_verified:  # otherwise a resume would be the first to notice
                     read_checkpoint(tmp_path)
-                    self._saved = True
+                    self._save_verified = True
         except ValueError as error:
             raise TrainingStopped(
-                f'at iteration {self.iter + 1}: {error}. So it is not written; '
+                f'at iteration {self.iter + 1}: {error}. The checkpoint is not written; '
                 f'{describe_resume_point(self.work_dir)}') from error
-        except OSError as error:
-            raise TrainingStopped(
-                f'{path} could not be written: {error.strerror or error}. Mend that and go on '
-                f'with --resume; {describe_resume_point(self.work_dir)}') from error
 
 
-def _ours(hook: Union[None, dict, Hook]) -> Union[None, dict, Hook]:
-    """Return the config of our hook for that of the one of mmengine that it improves on."""
-    for kind in (CheckpointHook, EarlyStoppingHook):
-        name = kind.__name__
-        if isinstance(hook, dict) and hook.get('type') in (name, f'mmengine.{name}', kind):
+def _safe_hook(hook: Union[None, dict, Hook]) -> Union[None, dict, Hook]:
+    """Replace the type of mmengine's hook in a config by this project's hook of that name."""
+    for safe in (CheckpointHook, EarlyStoppingHook):
+        name, original = safe.__name__, safe.__base__
+        if isinstance(hook, dict) and hook.get('type') in (name, f'mmengine.{name}', original):
             return dict(hook, type=f'mmeffformer.{name}')
     return hook
 
 
-def _meta_to_resume(path: str) -> dict:
-    """Return what a checkpoint tells of its training.
+def _read_resume_meta(path: str) -> dict:
+    """Return ``meta`` of a checkpoint.
 
     Raises:
-        ValueError: It is not one that a training can go on from.
+        ValueError: The checkpoint cannot be resumed.
     """
     checkpoint = read_model(path)
     check_finite(checkpoint, path)
@@ -188,17 +184,7 @@ def _meta_to_resume(path: str) -> dict:
                 meta.get('iter'), meta.get('epoch'), meta.get('validated', 0)))
             or not isinstance(meta.get('seed', 0), int)):
         raise ValueError(
-            f'{path} holds weights, but not how far a training has come, its optimizer and its '
-            'schedule, as best_*.pth do not: a training cannot go on from it. To start a new one '
-            f'with these weights, use --cfg-options load_from={path}')
+            f'{path} cannot be resumed: it has weights, but not the iteration, the optimizer and '
+            'the schedule of a run (best_*.pth has not). To start a new run from its weights, use '
+            f'--cfg-options load_from={path}')
     return meta
-
-
-def replace(loader: DataLoader, **parts) -> DataLoader:
-    """Replace parts of a loader that has not been used yet.
-
-    torch forbids it, for what was derived from them; here, all stays as it was derived.
-    """
-    for name, part in parts.items():
-        object.__setattr__(loader, name, part)
-    return loader

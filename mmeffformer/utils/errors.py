@@ -2,4 +2,4 @@
 
 
 class TrainingStopped(RuntimeError):
-    """A training cannot go on; the message says why, and from where it can be gone on with."""
+    """The training cannot continue; the message has the reason and where to resume from."""

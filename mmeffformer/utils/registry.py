@@ -32,5 +32,3 @@ def register_packages() -> None:
     except PackageNotFoundError:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
-
-register_packages()

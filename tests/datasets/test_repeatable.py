@@ -1,5 +1,6 @@
-"""What is drawn for a sample depends on its place in the order of samples alone."""
+"""The augmentation of a sample depends only on its position in the order of samples."""
 import random
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from mmeffformer.datasets.repeatable import Batches, RepeatableDataset, seed_all
+from mmeffformer.datasets.repeatable import RepeatableBatches, RepeatableDataset, seed_all
 
 
 class Draws(Dataset):
-    """Eleven samples that are their index and three numbers drawn at random."""
+    """Eleven samples: each is its index and three random numbers."""
 
     def __len__(self):
         return 11
@@ -28,7 +29,8 @@ def loader(batch_size, rank=0, world_size=1, workers=0, seed=3, **kwargs):
     dataset = RepeatableDataset(Draws())
     sampler = InfiniteSampler(dataset, seed=1)
     sampler.rank, sampler.world_size = rank, world_size
-    batches = Batches(BatchSampler(sampler, batch_size, False), seed, rank, world_size, **kwargs)
+    batches = RepeatableBatches(BatchSampler(sampler, batch_size, False), seed, rank, world_size,
+                                **kwargs)
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
                       collate_fn=lambda batch: batch)
 
@@ -38,7 +40,7 @@ def first(count, *args, **kwargs):
     return [next(batches) for _ in range(count)]
 
 
-def test_nothing_but_the_place_matters():
+def test_only_the_position_matters():
     expected = first(6, 4)
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     assert first(6, 4) == expected
@@ -49,7 +51,7 @@ def test_nothing_but_the_place_matters():
     assert sum(first(6, 4, seed=4), []) != flat
 
 
-def test_two_processes_have_the_samples_of_one():
+def test_two_processes_have_the_samples_of_one_process():
     together = first(5, 4)
     apart = [first(5, 2, rank, 2) for rank in (0, 1)]
     for batch, *halves in zip(together, *apart):
@@ -57,25 +59,22 @@ def test_two_processes_have_the_samples_of_one():
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_what_was_trained_is_given_but_not_loaded(workers):
-    expected = first(6, 4)
-    assert first(6, 4, workers=workers, done=4) == [[{}] * 4] * 4 + expected[4:]
+def test_a_resumed_run_starts_at_its_batch_without_loading(workers):
+    assert first(2, 4, workers=workers, start=4) == first(6, 4)[4:]
+    loaded = []
+    resumed = loader(4, start=4)
+    resumed.dataset.dataset.__class__ = type('Counting', (Draws,), dict(
+        __getitem__=lambda self, index: loaded.append(index)))
+    next(iter(resumed))
+    assert len(loaded) == 4
 
 
-def test_a_loop_that_skips_by_itself_is_given_the_rest_only():
-    made = loader(4, done=4)
-    made.batch_sampler.sampler.skip = None  # newer libraries' have it
-    made.batch_sampler.skip(4 * 4)
-    batches = iter(made)
-    assert [next(batches) for _ in range(2)] == first(6, 4)[4:]
-
-
-def test_epochs_differ_and_have_an_end():
+def test_epochs_differ_and_end():
     dataset = RepeatableDataset(Draws())
     sampler = DefaultSampler(dataset, seed=1)
-    made = DataLoader(dataset, collate_fn=lambda batch: batch, batch_sampler=Batches(
+    made = DataLoader(dataset, collate_fn=lambda batch: batch, batch_sampler=RepeatableBatches(
         AspectRatioBatchSampler(sampler, batch_size=2), seed=3))
-    assert len(made) == 6 and not hasattr(made.batch_sampler, 'skip')
+    assert len(made) == 6
     epochs = []
     for epoch in (0, 1, 0):
         made.batch_sampler.sampler.set_epoch(epoch)
@@ -87,8 +86,13 @@ def test_epochs_differ_and_have_an_end():
     assert all(len({index % 2 for index, *_ in batch}) == 1 for batch in epochs[0][:4])
 
 
+def test_batches_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        loader(4).batch_sampler.start = 2
+
+
 def test_indices_may_be_anything():
-    batches = Batches(BatchSampler([(0, 1), (0, 2), (3, 1)], 2, False), seed=3)
+    batches = RepeatableBatches(BatchSampler([(0, 1), (0, 2), (3, 1)], 2, False), seed=3)
     assert [[index.index for index in batch] for batch in batches] == [[(0, 1), (0, 2)], [(3, 1)]]
 
 
@@ -99,7 +103,7 @@ def test_other_indices_are_left_alone():
     assert RepeatableDataset(Draws())[3][3] == expected
 
 
-def test_streams_of_neighbouring_positions_have_nothing_in_common():
+def test_streams_of_neighbouring_positions_share_no_number():
     drawn = []
     for position in [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 1)]:
         seed_all(*position)

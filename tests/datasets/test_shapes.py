@@ -6,7 +6,15 @@ import pytest
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
-from mmeffformer.datasets import CATEGORIES, SEG_CLASSES, draw, shapes, write_ade20k, write_coco
+from mmeffformer.datasets import (
+    CATEGORIES,
+    SEG_CLASSES,
+    draw,
+    shapes,
+    write_ade20k,
+    write_coco,
+    writers,
+)
 from mmeffformer.datasets.masks import mask_to_polygons, mask_to_rle
 
 TRAIN, VAL = 120, 10
@@ -24,7 +32,7 @@ def coco(root):
 
 @pytest.fixture(scope='module')
 def drawn():
-    """(image, annotated instances) of each training image, drawn anew."""
+    """(image, annotated instances) of each training image, drawn again."""
     scenes = []
     for i in range(TRAIN):
         rng = np.random.default_rng([0, 0, i])
@@ -253,7 +261,7 @@ def test_coco2017(tmp_path):
     assert coco.getCatIds(catNms=['dog', 'tv', 'clock']) == [18, 72, 85]
     assert len(set(shapes.COCO_LOOKS)) == 80
     sizes = {(i['height'], i['width']) for i in coco.dataset['images']}
-    assert len(sizes) > 2 and sizes <= set(shapes.COCO_SIZES)
+    assert len(sizes) > 2 and sizes <= set(writers.COCO_SIZES)
     for ann in coco.anns.values():
         info, mask = coco.imgs[ann['image_id']], coco.annToMask(ann)
         x, y, w, h = ann['bbox']
@@ -294,7 +302,7 @@ def test_hidden_objects_are_unlabelled(tmp_path, monkeypatch):
         return np.zeros((*size, 3), np.uint8), [shapes.Instance(0, masks[0], False, .1),
                                                 shapes.Instance(2, masks[1], False, .9)]
 
-    monkeypatch.setattr(shapes, 'draw', scene)
+    monkeypatch.setattr(writers, 'draw', scene)
     root = write_ade20k(tmp_path / 'ade', 1, 0, (64, 64), progress=False)
     label = cv2.imread(str(root / 'annotations/training/ADE_train_00000001.png'), -1)
     assert [label[y, 5] for y in (0, 30, 50)] == [0, 1, 4]
@@ -306,7 +314,7 @@ def test_hidden_objects_are_unlabelled(tmp_path, monkeypatch):
 def test_finished_set_is_kept(tmp_path, monkeypatch):
     root = write_coco(tmp_path / 'set', 2, 1, (64, 64), progress=False)
     before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
-    monkeypatch.setattr(shapes, 'draw', None)  # drawing again would fail
+    monkeypatch.setattr(writers, 'draw', None)  # drawing again would fail
     assert write_coco(tmp_path / 'set', 2, 1, [(64, 64)], progress=False) == root
     assert {p: p.stat().st_mtime_ns for p in root.rglob('*')} == before
     for other in dict(train=3), dict(seed=1), dict(size=(64, 96)), dict(coco2017=True):
@@ -338,7 +346,7 @@ def test_empty_folder_is_filled(tmp_path):
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
 def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch, error):
-    encode, calls = shapes._encode, []
+    encode, calls = writers._encode, []
 
     def fail_at_fourth(path, *args):
         calls.append(path)
@@ -348,22 +356,22 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch, error):
             raise error
         encode(path, *args)
 
-    monkeypatch.setattr(shapes, '_encode', fail_at_fourth)
+    monkeypatch.setattr(writers, '_encode', fail_at_fourth)
     with pytest.raises(error):
         write_coco(tmp_path / 'set', 3, 3, (64, 64), progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_loser_of_a_race_takes_the_winners_set(tmp_path, monkeypatch):
-    rename = shapes.os.rename
+    rename = writers.os.rename
 
     def late(source, target):
-        monkeypatch.setattr(shapes.os, 'rename', rename)
+        monkeypatch.setattr(writers.os, 'rename', rename)
         write_coco(tmp_path / 'set', 1, 1, (64, 64), seed, progress=False)
         rename(source, target)
 
     seed = 0
-    monkeypatch.setattr(shapes.os, 'rename', late)
+    monkeypatch.setattr(writers.os, 'rename', late)
     root = write_coco(tmp_path / 'set', 1, 1, (64, 64), progress=False)
     assert len(files(root)) == 5 and list(tmp_path.iterdir()) == [root]
 

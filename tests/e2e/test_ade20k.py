@@ -26,7 +26,7 @@ def dataset(repo_root, data, split):
     return DATASETS.build(cfg[f'{split}_dataloader'].dataset)
 
 
-# Size of an image, and at which it is tested: 512 px the short side, the long one rounded up.
+# Size of an image, and its size in a test: 512 px for the short side, the long one rounded up.
 @pytest.mark.parametrize('size, tested', [
     ((256, 256), (512, 512)), ((341, 256), (704, 512)), ((97, 140), (512, 768)),
     ((150, 100), (768, 512))])
@@ -39,7 +39,7 @@ def test_images_are_resized_and_labels_are_not(size, tested, repo_root, tmp_path
         assert tuple(image['inputs'].shape) == (3, *tested)
         assert sample.ori_shape == size
         drawn = cv2.imread(sample.seg_map_path, cv2.IMREAD_UNCHANGED).astype(int)
-        # 0, for no class, becomes 255, and the first class 0.
+        # 0 (no class) becomes 255, and the first class 0.
         assert np.array_equal(sample.gt_sem_seg.data[0].numpy(),
                               np.where(drawn == 0, 255, drawn - 1))
 
@@ -49,13 +49,13 @@ def test_training_sees_crops_of_512(repo_root, tmp_path):
     for image in dataset(repo_root, tmp_path / 'ade', 'train'):
         shape, labels = image['inputs'].shape, image['data_samples'].gt_sem_seg.data
         assert labels.shape[1:] == shape[1:]
-        # An image scaled to less is padded where the batch is put together.
+        # A smaller image is padded when the batch is made.
         assert max(shape[1:]) <= 512
         assert {*labels.unique().tolist()} <= {*range(7), 255}
 
 
 def test_recipe_from_published_weights_to_miou(repo_root, tmp_path):
-    """The real config and its weights' file name; only the images are drawn."""
+    """The config and the name of its weights are the published ones; the images are drawn."""
     data, work_dir, cache = (tmp_path / name for name in ('ade', 'work', 'hub/checkpoints'))
     write_ade20k(data, train=8, val=2, size=[(512, 683), (683, 512)], progress=False)
     backbone = EfficientFormer('l3', out_norm_cfg=None)
@@ -66,13 +66,13 @@ def test_recipe_from_published_weights_to_miou(repo_root, tmp_path):
     printed = run_tool(
         'tools/train.py', CONFIG, '--data-root', data, '--work-dir', work_dir, '--cfg-options',
         'train_cfg.max_iters=2', 'train_dataloader.batch_size=2',
-        'default_hooks.logger.interval=1', env={'TORCH_HOME': str(tmp_path)})
+        'default_hooks.logger.interval=1', 'randomness.seed=0', env={'TORCH_HOME': str(tmp_path)})
     assert 'layout mmpretrain' in printed
     assert 'bias tables resampled from 7 x 7 to 16 x 16' in printed
     scalars, = work_dir.glob('*/vis_data/scalars.json')
     first, second, last = map(json.loads, scalars.read_text().splitlines())
-    # An untrained head gives 150 classes about the same probability; padding, at most two thirds
-    # of a crop, counts as a loss of 0.
+    # An untrained head gives 150 classes about the same probability. Padding, at most two thirds
+    # of a crop, has a loss of 0.
     assert math.log(150) / 3 - .5 < first['decode.loss_ce'] < math.log(150) + .7
     assert math.isfinite(second['loss'])
     assert 0 <= last['mIoU'] <= last['mAcc'] <= 100 and 0 < last['aAcc'] <= 100

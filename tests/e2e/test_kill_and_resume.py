@@ -1,4 +1,4 @@
-"""A training that is killed, whenever, ends as one that was not."""
+"""A run that is killed at any moment and resumed ends like an uninterrupted one."""
 import os
 import random
 import re
@@ -29,7 +29,7 @@ def die(*_):
 
 
 def call_number(n: int, kind: type, method: str, then):
-    """Have ``then`` called with the arguments of the ``n``-th call of a method."""
+    """Call ``then`` with the arguments of the ``n``-th call of a method, before that call."""
     original, calls = getattr(kind, method), iter(range(1, 1 << 30))
 
     def counted(*args, **kwargs):
@@ -50,8 +50,8 @@ def full_disk(backend, content, path):
     raise OSError(28, 'No space left on device')
 
 
-def no_number(loop_or_hook, *_, **__):
-    """Spoil one weight of the model."""
+def set_nan(loop_or_hook, *_, **__):
+    """Set one weight of the model to NaN."""
     runner = getattr(loop_or_hook, 'runner', None) or _[0]
     runner.model.decode_head.conv_seg.bias.data[0] = float('nan')
 
@@ -62,17 +62,15 @@ FAULTS = {
     'in validation': lambda n: call_number(n, ValLoop, 'run_iter', die),
     'before iteration': lambda n: call_number(n, IterBasedTrainLoop, 'run_iter', die),
     'disk full at write': lambda n: call_number(n, LocalBackend, 'put', full_disk),
-    'no number before iteration': lambda n: call_number(
-        n, IterBasedTrainLoop, 'run_iter', no_number),
-    'no number after iteration': lambda n: call_number(
-        n, CheckpointHook, 'after_train_iter', no_number),
+    'nan before iteration': lambda n: call_number(n, IterBasedTrainLoop, 'run_iter', set_nan),
+    'nan after iteration': lambda n: call_number(n, CheckpointHook, 'after_train_iter', set_nan),
 }
 
 
 def train_here(log, argv, fault):
-    """What a process does: tools/train.py, with a fault."""
+    """Run tools/train.py in this process, with a fault."""
     torch.set_num_threads(1)
-    # What makes configs pretty takes most of the time of so short a training.
+    # Formatting the config takes most of the time of so short a run.
     for module in (mmengine.config.config, yapf.yapflib.yapf_api):
         module.FormatCode = lambda text, **_: (text, True)
     if fault:
@@ -81,7 +79,7 @@ def train_here(log, argv, fault):
 
 
 def train(work_dir, *options, config=SEGMENTOR, fault=None, expect=0):
-    """Train in another process and return what it printed; ``expect`` is its exit code."""
+    """Train in another process; return its output and exit code, which must be ``expect``."""
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / 'printed.txt'
     before = len(log.read_text()) if log.exists() else 0
@@ -104,7 +102,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='module')
 def never_killed(data, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('never_killed')
-    server = FORKS.Process(target=os.getpid)  # the first one takes as long as its imports
+    server = FORKS.Process(target=os.getpid)  # the first process takes as long as its imports
     server.start()
     server.join()
     began = time.monotonic()
@@ -113,7 +111,7 @@ def never_killed(data, tmp_path_factory):
 
 
 def assert_same(a: Path, b: Path, name: str = 'iter_12.pth'):
-    """Compare everything of two checkpoints that the rest of a training depends on."""
+    """Compare all parts of two checkpoints that the rest of a run depends on."""
     a, b = (read_checkpoint(folder / name) for folder in (a, b))
     count = 0
 
@@ -149,11 +147,11 @@ def test_killed_twenty_times(data, never_killed, tmp_path):
     while moments:
         runs += 1
         work_dir, code = tmp_path / str(runs), None
-        while code != 0:  # until it has come to the end
+        while code != 0:  # until the run is complete
             moment = moments.pop() if moments else None
             printed, code = train(work_dir, *data, '--resume', fault=moment)
             killed += [moment] if code else []
-            moments += [moment] if moment and not code else []  # it ended before
+            moments += [moment] if moment and not code else []  # it ended before the fault
         assert_same(reference, work_dir)
         assert not [path for path in work_dir.iterdir() if path.name.startswith('.tmp-')]
         assert 'mIoU' in printed
@@ -161,99 +159,102 @@ def test_killed_twenty_times(data, never_killed, tmp_path):
         'after seconds', 'in write', 'in validation'}
 
 
-def left(work_dir: Path) -> set:
+def checkpoints_in(work_dir: Path) -> set:
     return {path.name for path in work_dir.glob('*.pth')}
 
 
-def test_a_truncated_checkpoint_is_passed_over(data, never_killed, tmp_path):
+def test_a_truncated_checkpoint_is_skipped(data, never_killed, tmp_path):
     reference, _ = never_killed
     shutil.copy(reference / 'iter_10.pth', tmp_path)
     newest = (reference / 'iter_12.pth').read_bytes()
     (tmp_path / 'iter_12.pth').write_bytes(newest[:len(newest) * 2 // 3])
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_12.pth'))
     printed, _ = train(tmp_path, *data, '--resume')
-    assert re.search(r'iter_12\.pth is a broken or truncated .* Going on from the one before, '
-                     r'\S*iter_10\.pth', printed)
+    assert re.search(r'iter_12\.pth is a broken or truncated .* Resuming from an earlier '
+                     r'checkpoint, \S*iter_10\.pth', printed)
     assert 'resumed epoch: 0, iter: 10' in printed
     assert_same(reference, tmp_path)
 
 
-def test_where_no_checkpoint_is_whole_nothing_starts_anew(data, tmp_path):
+def test_no_run_starts_if_all_checkpoints_are_incomplete(data, tmp_path):
     for name in ('iter_2.pth', 'iter_4.pth'):
         (tmp_path / name).write_bytes(b'PK\3\4 and no more')
     printed, _ = train(tmp_path, *data, '--resume', expect=1)
     assert f'of 2 checkpoints in {tmp_path} none can be read' in printed
     assert 'iter_2.pth' in printed and 'iter_4.pth' in printed and 'Traceback' not in printed
-    assert left(tmp_path) == {'iter_2.pth', 'iter_4.pth'}
+    assert checkpoints_in(tmp_path) == {'iter_2.pth', 'iter_4.pth'}
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(data, never_killed, tmp_path):
+def test_a_full_disk_keeps_the_previous_checkpoint(data, never_killed, tmp_path):
     printed, code = train(tmp_path, *data, fault=('disk full at write', 2), expect=1)
     assert code == 1 and 'Traceback' not in printed
     assert printed.endswith(
-        f'train.py: {tmp_path}/iter_4.pth could not be written: No space left on device. Mend '
-        f'that and go on with --resume; the last good checkpoint is {tmp_path}/iter_2.pth\n')
-    assert left(tmp_path) == {'iter_2.pth'}
+        f'train.py: {tmp_path}/iter_4.pth cannot be written: No space left on device. Solve '
+        f'this and use --resume; the last complete checkpoint is {tmp_path}/iter_2.pth\n')
+    assert checkpoints_in(tmp_path) == {'iter_2.pth'}
     train(tmp_path, *data, '--resume')
     assert_same(never_killed[0], tmp_path)
 
 
-def test_a_loss_that_is_no_number_stops_the_training(data, never_killed, tmp_path):
-    printed, code = train(tmp_path, *data, fault=('no number before iteration', 6), expect=1)
+def test_a_loss_that_is_nan_stops_the_training(data, never_killed, tmp_path):
+    printed, code = train(tmp_path, *data, fault=('nan before iteration', 6), expect=1)
     assert code == 1 and 'Traceback' not in printed
     message = printed[printed.index('train.py: at iteration 6 a loss is not finite: '):]
     assert 'decode.loss_ce nan' in message
     folder = data[1] / 'images/training'
     named = re.findall(rf'{folder}/\w+\.jpg', message)
     assert len({*named}) == 4 and all(Path(path).is_file() for path in named)
-    assert f'the last good checkpoint is {tmp_path}/iter_4.pth' in message
-    assert left(tmp_path) == {'iter_2.pth', 'iter_4.pth'}
+    assert f'the last complete checkpoint is {tmp_path}/iter_4.pth' in message
+    assert checkpoints_in(tmp_path) == {'iter_2.pth', 'iter_4.pth'}
     train(tmp_path, *data, '--resume')
     assert_same(never_killed[0], tmp_path)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(data, tmp_path):
-    printed, code = train(tmp_path, *data, fault=('no number after iteration', 4), expect=1)
+def test_weights_that_are_nan_are_not_saved(data, tmp_path):
+    printed, code = train(tmp_path, *data, fault=('nan after iteration', 4), expect=1)
     assert code == 1 and 'Traceback' not in printed
     assert printed.endswith(
         f'train.py: at iteration 4: checkpoint {tmp_path}/iter_4.pth has 1 tensors with values '
-        'that are NaN or infinite, first decode_head.conv_seg.bias. So it is not written; the '
-        f'last good checkpoint is {tmp_path}/iter_2.pth\n')
-    assert left(tmp_path) == {'iter_2.pth'}
+        'that are NaN or infinite, first decode_head.conv_seg.bias. The checkpoint is not '
+        f'written; the last complete checkpoint is {tmp_path}/iter_2.pth\n')
+    assert checkpoints_in(tmp_path) == {'iter_2.pth'}
 
 
-def test_a_checkpoint_removes_nothing_of_others(data, never_killed, tmp_path):
+def test_a_checkpoint_deletes_no_file_outside_the_work_dir(data, never_killed, tmp_path):
     reference, _ = never_killed
     victim = tmp_path / 'thesis.pth'
-    victim.write_text('of somebody')
+    victim.write_text('a file of another person')
     checkpoint = torch.load(reference / 'iter_10.pth', weights_only=False)
     checkpoint['message_hub']['runtime_info'].update(best_ckpt=str(victim), best_score=-1.)
     torch.save(checkpoint, tmp_path / 'stranger.pth')
     printed, _ = train(tmp_path / 'work', *data, '--resume', tmp_path / 'stranger.pth')
-    assert 'best_mIoU_iter_12.pth' in left(tmp_path / 'work')
-    assert victim.read_text() == 'of somebody'
+    assert 'best_mIoU_iter_12.pth' in checkpoints_in(tmp_path / 'work')
+    assert victim.read_text() == 'a file of another person'
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda file: (file.pop('optimizer'), file.pop('param_schedulers')), 'holds weights, but'),
-    (lambda file: file['meta'].pop('iter'), 'holds weights, but'),
-    (lambda file: file['optimizer'].update(param_groups=[]), 'cannot be gone on with'),
+@pytest.mark.parametrize('change, message', [
+    (lambda file: (file.pop('optimizer'), file.pop('param_schedulers')),
+     'cannot be resumed: it has weights, but'),
+    (lambda file: file['meta'].pop('iter'), 'cannot be resumed: it has weights, but'),
+    (lambda file: file['optimizer'].update(param_groups=[]),
+     'cannot be resumed with this config: '),
 ])
-def test_what_is_no_training_is_not_gone_on_with(data, never_killed, tmp_path, change, said):
+def test_incomplete_runs_are_not_resumed(data, never_killed, tmp_path, change, message):
     checkpoint = torch.load(never_killed[0] / 'iter_10.pth', weights_only=False)
     change(checkpoint)
     path = tmp_path / 'other.pth'
     torch.save(checkpoint, path)
     printed, _ = train(tmp_path / 'work', *data, '--resume', path, expect=1)
-    assert f'{path} {said}' in printed and 'Traceback' not in printed
-    assert f'load_from={path}' in printed and not left(tmp_path / 'work')
+    assert f'{path} {message}' in printed and 'Traceback' not in printed
+    assert f'load_from={path}' in printed and not checkpoints_in(tmp_path / 'work')
 
 
-def test_schedules_that_hold_functions_can_be_gone_on_with(data, tmp_path):
+def test_schedules_with_functions_and_samplers_with_epochs_are_resumed(data, tmp_path):
     config = tmp_path / 'one_cycle.py'
     config.write_text(f"""
 _base_ = '{SEGMENTOR}'
 param_scheduler = [dict(type='OneCycleLR', eta_max=0.01, total_steps=12, by_epoch=False)]
+train_dataloader = dict(sampler=dict(type='DefaultSampler'))  # of 4 batches, with an end
 """)
     train(tmp_path / 'whole', *data, config=config)
     (tmp_path / 'half').mkdir()
@@ -262,62 +263,63 @@ param_scheduler = [dict(type='OneCycleLR', eta_max=0.01, total_steps=12, by_epoc
     assert_same(tmp_path / 'whole', tmp_path / 'half')
 
 
-def test_what_was_half_written_is_removed(data, never_killed, tmp_path):
+def test_temporary_files_of_a_killed_run_are_deleted(data, never_killed, tmp_path):
     shutil.copy(never_killed[0] / 'iter_12.pth', tmp_path)
     (tmp_path / '.tmp-best_mIoU_iter_6.pth').write_bytes(b'PK')
     train(tmp_path, *data, '--resume')
-    assert not [*tmp_path.glob('.tmp-*')] and 'iter_12.pth' in left(tmp_path)
+    assert not [*tmp_path.glob('.tmp-*')] and 'iter_12.pth' in checkpoints_in(tmp_path)
 
 
-def test_a_validation_cut_short_is_made_up_for(data, tmp_path):
+def test_an_interrupted_validation_is_repeated_once(data, tmp_path):
     _, code = train(tmp_path, *data, fault=('in validation', 5))  # the second one's
-    assert code and left(tmp_path) == {'best_mIoU_iter_6.pth', 'iter_10.pth', 'iter_12.pth'}
-    for made_up in (True, False):  # and once is enough
+    assert code
+    assert checkpoints_in(tmp_path) == {'best_mIoU_iter_6.pth', 'iter_10.pth', 'iter_12.pth'}
+    for repeats in (True, False):
         printed, _ = train(tmp_path, *data, '--resume')
-        assert ('made up for' in printed) == made_up == ('Iter(val) [3/3]' in printed)
+        assert ('Running the validation' in printed) == repeats == ('Iter(val) [3/3]' in printed)
     assert read_scalars(tmp_path).metrics['mIoU'].keys() == {6, 12}
 
 
-def test_what_validations_decide_is_not_lost(data, tmp_path):
+def test_effects_of_validations_are_resumed(data, tmp_path):
     config = tmp_path / 'deciding.py'
     config.write_text(f"""
 _base_ = '{SEGMENTOR}'
 train_cfg = dict(val_interval=2)
-# No validation is so much better than the one before.
+# No validation improves the metric by that much.
 param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU', rule='greater', factor=0.5,
                         patience=0, threshold=100, threshold_rule='abs')]
 custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=100, patience=4)]
 """)
     train(tmp_path / 'whole', *data, config=config)
-    assert 'iter_10.pth' in left(tmp_path / 'whole')  # of 12
+    assert 'iter_10.pth' in checkpoints_in(tmp_path / 'whole')  # of 12
     saved = []
     for iteration in (4, 8):  # right after the validations there
         _, code = train(tmp_path / 'killed', *data, '--resume', config=config,
                         fault=('before iteration', 5))
         assert code
         saved += [read_checkpoint(tmp_path / f'killed/iter_{iteration}.pth')['meta']['validated']]
-    assert saved == [4, 6]  # anew after a validation, as it was the best, and before one
+    assert saved == [4, 6]  # 4 is saved again as the best, 8 before its validation
     train(tmp_path / 'killed', *data, '--resume', config=config)
-    assert left(tmp_path / 'killed') == left(tmp_path / 'whole')
+    assert checkpoints_in(tmp_path / 'killed') == checkpoints_in(tmp_path / 'whole')
     assert_same(tmp_path / 'whole', tmp_path / 'killed', 'iter_10.pth')
     schedule, = read_checkpoint(tmp_path / 'whole/iter_10.pth')['param_schedulers']
     assert schedule['_last_value'] < [1e-3]
-    # Where it has ended is the end, with a number of validations or with a good one.
+    # A run that early stopping has ended stays ended.
     printed, _ = train(tmp_path / 'killed', *data, '--resume', config=config)
     assert 'Iter(train)' not in printed
     config.write_text(config.read_text().replace('patience=4', 'stopping_threshold=0.'))
     for trains in (True, False):
         printed, _ = train(tmp_path / 'good', *data, '--resume', config=config)
         assert ('Iter(train)' in printed) == trains
-        assert left(tmp_path / 'good') == {'iter_2.pth', 'best_mIoU_iter_2.pth'}
+        assert checkpoints_in(tmp_path / 'good') == {'iter_2.pth', 'best_mIoU_iter_2.pth'}
     run_tool('tools/test.py', config, tmp_path / 'good/iter_2.pth', *data, '--work-dir', tmp_path)
 
 
-def test_what_is_drawn_depends_on_the_seed_alone(data, never_killed, tmp_path):
+def test_random_numbers_depend_on_the_seed_only(data, never_killed, tmp_path):
     workers = ['--cfg-options', 'train_dataloader.num_workers=2']
     train(tmp_path / 'two workers', *data, *workers)
     assert_same(never_killed[0], tmp_path / 'two workers')
-    # A seed drawn at the start is the seed after it too.
+    # A run without a seed draws one, which is resumed.
     seedless = ['--cfg-options', 'randomness.seed=None']
     train(tmp_path / 'whole', *data, *seedless)
     (tmp_path / 'half').mkdir()

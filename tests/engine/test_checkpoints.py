@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from."""
+"""Finding the checkpoint that a run is resumed from."""
 import os
 import time
 
@@ -9,10 +9,10 @@ from mmeffformer.engine.checkpoints import checkpoints, describe_resume_point, n
 from mmeffformer.engine.hooks import CheckpointHook
 
 
-def save(path, whole=True):
+def save(path, complete=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=dict(weight=torch.ones(100))), path)
-    if not whole:
+    if not complete:
         path.write_bytes(path.read_bytes()[:-200])
     return path
 
@@ -24,16 +24,16 @@ def test_newest_first_and_only_what_can_be_resumed(tmp_path):
     assert [path.stem for path in checkpoints(tmp_path)] == ['iter_100', 'iter_12', 'iter_8']
     assert newest_checkpoint(tmp_path) == str(tmp_path / 'iter_100.pth')
     assert describe_resume_point(tmp_path) == \
-        f'the last good checkpoint is {tmp_path}/iter_100.pth'
+        f'the last complete checkpoint is {tmp_path}/iter_100.pth'
 
 
-def test_nothing_there(tmp_path):
+def test_no_checkpoints(tmp_path):
     assert checkpoints(tmp_path / 'none') == [] and newest_checkpoint(tmp_path) is None
-    assert describe_resume_point(tmp_path) == 'there is no checkpoint before it'
+    assert describe_resume_point(tmp_path) == 'there is no earlier checkpoint'
 
 
-def test_the_record_tells_of_other_folders_and_names(tmp_path):
-    save(tmp_path / 'work/iter_90.pth')  # of a training before
+def test_last_checkpoint_may_name_other_folders_and_patterns(tmp_path):
+    save(tmp_path / 'work/iter_90.pth')  # of an earlier run
     save(tmp_path / 'out/step-40.pth')
     last = save(tmp_path / 'out/step-20.pth')
     (tmp_path / 'work/last_checkpoint').write_text(f'{tmp_path}/out/step-20.pth\n')
@@ -47,7 +47,7 @@ def test_the_record_tells_of_other_folders_and_names(tmp_path):
     assert newest_checkpoint(tmp_path / 'work') == str(tmp_path / 'work/iter_90.pth')
 
 
-def test_a_copied_work_dir_has_its_own(tmp_path):
+def test_a_copied_work_dir_uses_its_own_checkpoints(tmp_path):
     for step, folder in ((4, 'copy'), (4, 'original'), (8, 'original')):
         save(tmp_path / folder / f'iter_{step}.pth')
     (tmp_path / 'copy/last_checkpoint').write_text(f'{tmp_path}/original/iter_4.pth')
@@ -55,20 +55,20 @@ def test_a_copied_work_dir_has_its_own(tmp_path):
 
 
 def test_falls_back_as_often_as_needed(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr('mmeffformer.engine.checkpoints.print_log', lambda text, *_, **__:
-                        told.append(text))
+    warnings = []
+    monkeypatch.setattr('mmeffformer.engine.checkpoints.print_log',
+                        lambda text, *_, **__: warnings.append(text))
     for i in (1, 2, 3):
-        save(tmp_path / f'epoch_{i}.pth', whole=i == 1)
+        save(tmp_path / f'epoch_{i}.pth', complete=i == 1)
     assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
-    for i, text in zip((3, 2), told, strict=True):
+    for i, text in zip((3, 2), warnings, strict=True):
         assert f'epoch_{i}.pth is a broken or truncated' in text
-        assert f'Going on from the one before, {tmp_path}/epoch_1.pth' in text
+        assert f'Resuming from an earlier checkpoint, {tmp_path}/epoch_1.pth' in text
     (tmp_path / 'epoch_1.pth').unlink()
     with pytest.raises(ValueError, match='of 2 checkpoints in .* none can be read(.|\n)*epoch_3'):
         newest_checkpoint(tmp_path)
 
 
-def test_misspelt_arguments_are_told_before_the_training():
+def test_misspelt_arguments_are_reported_before_training():
     with pytest.raises(ValueError, match='CheckpointHook has no argument intervall'):
         CheckpointHook(intervall=1, max_keep_ckpts=2)

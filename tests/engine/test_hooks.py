@@ -1,4 +1,4 @@
-"""Hooks on a small segmentor, alone and in the wrapper of several processes."""
+"""Hooks on a small segmentor, wrapped and not."""
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def model(repo_root, randomize):
 
 
 @pytest.mark.parametrize('wrap', [lambda model: model, nn.DataParallel])
-def test_deploy_fuses_what_is_tested(model, wrap):
+def test_deploy_fuses_the_tested_model(model, wrap):
     expected = model.extract_feat(image(64, 64))
     HOOKS.build(dict(type='mmeffformer.DeployHook')).before_test(SimpleNamespace(model=wrap(model)))
     assert model.backbone.deployed
@@ -54,11 +54,11 @@ def test_compile(model, options):
     calls.clear()
     for network in (plain.train(), model.train()):
         sum(out.square().mean() for out in network.extract_feat(image(64, 64, 2))).backward()
-    if digit_version(torch.__version__) >= digit_version('2.5'):  # before, a part at a time
+    if digit_version(torch.__version__) >= digit_version('2.5'):  # earlier ones: in parts
         assert calls['unique_graphs'] == 2 and not torch._dynamo.utils.counters['graph_break']
-    for ours, theirs in zip(model.parameters(), plain.parameters()):
-        if theirs.grad is not None and theirs.dim() > 1:  # a bias before a norm has none
-            assert_close([ours.grad], [theirs.grad], 1e-3)
+    for compiled, eager in zip(model.parameters(), plain.parameters()):
+        if eager.grad is not None and eager.dim() > 1:  # not a bias before a norm
+            assert_close([compiled.grad], [eager.grad], 1e-3)
 
 
 def test_nothing_changes_by_default(model, repo_root):

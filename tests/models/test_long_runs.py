@@ -16,7 +16,7 @@ V2 = dict(widths=(4, 4, 4, 8), depths=(1, 1, 1, 1), attention_blocks=(0, 0, 1, 0
 CASES = [(EfficientFormer, V1), (EfficientFormerV2, V2)]
 CODE = '''
 import runpy, mmeffformer
-watch = runpy.run_path('tools/long_run.py')['watch']
+watch = runpy.run_path('tools/dev/long_run.py')['watch']
 model = mmeffformer.{}({}, out_norm_cfg=None)
 for mode in ('eval', 'training'):
     watched = watch(model, mode, 1000, (33, 64))

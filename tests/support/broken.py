@@ -28,7 +28,7 @@ def copied(source: Path, target: Path) -> Path:
 
 
 def config_of(root: Path) -> Config:
-    """A config of this project, with its pipelines, for a drawn set of either layout."""
+    """Return a config of this project for a drawn data set in either layout."""
     cfg = Config.fromfile(ROOT / ('tests/data/semfpn_tiny.py' if (root / 'images').exists() else
                                   'configs/demo/maskrcnn_effformer_l1_shapes.py'))
     set_data_root(cfg, str(root))
@@ -60,7 +60,7 @@ def half_zeros(data: bytes) -> bytes:
     return data[:len(data) // 2] + bytes(len(data) - len(data) // 2)
 
 
-# What is done to the bytes of an image (None: removed) -> the kinds of fault that makes.
+# (Change of the bytes of an image, None: deleted; kinds of fault that it makes.)
 IMAGES = {
     'missing': (None, ['missing image']),
     'zero bytes': (lambda data: b'', ['zero-byte image']),
@@ -115,7 +115,7 @@ def coloured_labels(data: bytes) -> bytes:
     return saved(Image.open(io.BytesIO(data)).convert('RGB'), 'PNG')
 
 
-# As IMAGES, for the label maps of seven classes, 1 to 7.
+# Like IMAGES, for label maps with the classes 1 to 7.
 LABEL_MAPS = {
     'missing': (None, ['missing label map']),
     'zero bytes': (lambda data: b'', ['zero-byte label map']),
@@ -137,8 +137,8 @@ def rle(**parts):
     return dict(dict(counts=[0, 100, 64 * 96 - 100], size=[64, 96]), **parts)
 
 
-# What is done to the first annotation -> (kind of fault or None, boxes of it that training uses
-# or None where it stops).
+# (Change of the first annotation; kind of fault or None; number of its boxes that training uses,
+# or None if training stops.)
 ANNOTATIONS = {
     'no area': (dict(bbox=[3, 3, 0, 5]), 'box without area', 0),
     'negative width': (dict(bbox=[30, 3, -9, 5]), 'box without area', 0),

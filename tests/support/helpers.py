@@ -2,6 +2,7 @@
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,9 +12,9 @@ from typing import Callable, Mapping, Optional, Sequence
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-# Else torch, asked for GPUs when it is imported, would not let processes that are forked use them.
+# Otherwise torch initialises CUDA on import, and forked processes could not use GPUs.
 os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
-# Its processes start with everything imported, which takes longer than what most tools do.
+# Its processes start with all imports done, which take longer than most tools.
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(['mmeffformer.engine.runner', 'mmdet.apis', 'mmseg.apis', __name__])
 
@@ -30,12 +31,12 @@ def assert_close(actual, expected, relative: float = 1e-5):
         torch.testing.assert_close(a, b, rtol=0, atol=relative * b.abs().max().item())
 
 
-def assert_gradients_close(ours, expected, relative: float = 1e-5, zero_in_training=()):
-    """Compare the gradients of a backbone with ``expected``, a twin whose weights are gradients.
+def assert_gradients_close(backbone, expected, relative: float = 1e-5, zero_in_training=()):
+    """Compare the gradients of a backbone with the weights of its copy ``expected``.
 
-    Every one must be more than noise, but for names that end in one of ``zero_in_training``.
+    Each gradient must exceed noise, except for names that end in one of ``zero_in_training``.
     """
-    actual = dict(ours.named_parameters())
+    actual = dict(backbone.named_parameters())
     floor = 1e-6 * max(p.abs().max().item() for p in expected.parameters())
     for key, gradient in expected.named_parameters():
         largest = gradient.abs().max().item()
@@ -45,7 +46,7 @@ def assert_gradients_close(ours, expected, relative: float = 1e-5, zero_in_train
 
 
 def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., float], **settings):
-    """Save a latency table of this machine in which each part takes the ms that ``ms`` says."""
+    """Save a latency table of this machine in which ``ms`` gives the ms of each part."""
     from mmeffformer.latency.table import LatencyTable, new_header, parts_of
     header = dict(new_header(shape=shape, max_widths=max_widths, **settings), reference_ms=1.)
     LatencyTable(header, {str(part): dict(
@@ -55,8 +56,10 @@ def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., floa
 
 
 def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
-    """Run a tool in a process of its own and return what it printed. It has to end with the
-    exit code ``expect``, or any that says it failed."""
+    """Run a tool in another process and return its output.
+
+    Its exit code must be ``expect``, or above 0 if that is None.
+    """
     with tempfile.NamedTemporaryFile('r') as printed:
         process = FORKS.Process(target=run_here, args=(
             printed.name, [*map(str, command)], {**os.environ, **(env or {})}))
@@ -72,7 +75,7 @@ def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
 
 
 def run_here(log: str, command: Sequence[str], env: Mapping[str, str]):
-    """Be the process of a tool, which prints to the file ``log``."""
+    """Run a tool in this process, with its output in the file ``log``."""
     sys.stdout.flush()  # of what was imported
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -84,8 +87,14 @@ def run_here(log: str, command: Sequence[str], env: Mapping[str, str]):
     runpy.run_path(command[0], run_name='__main__')
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
 def run_code(code: str, *arguments, expect: int = 0) -> str:
-    """Run Python code in a process that begins with nothing imported; return what it printed."""
+    """Run Python code in a process without any imports and return its output."""
     done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     assert done.returncode == expect, done.stdout[-3000:]

@@ -1,4 +1,4 @@
-"""Checkpoints as the authors' code saves them, filled with values anyone can make again."""
+"""Checkpoints in the format of the authors' code, with reproducible values."""
 import json
 import zlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from mmeffformer.utils.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / 'tests/data'
-# A layout of the authors' code, and the config of the same model here
+# Layout of the authors' code: config of the same model in this project
 CONFIGS = {
     'det_v1_l1': 'detection/maskrcnn_effformer_l1',
     'det_v2_s0': 'detection/maskrcnn_effformerv2_s0',
@@ -22,10 +22,8 @@ CONFIGS = {
 }
 
 
-
-
 def value(key: str, shape) -> torch.Tensor:
-    """Return values that depend on the key alone (the recipe behind the parity vectors)."""
+    """Return values that depend on the key only, as in the parity vectors."""
     rng, name = np.random.default_rng(zlib.crc32(key.encode())), key.rsplit('.', 1)[-1]
     if name == 'num_batches_tracked':
         array = np.zeros(shape, np.int64)

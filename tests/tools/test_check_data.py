@@ -86,4 +86,4 @@ def test_wrong_arguments(here, tmp_path):
     assert message.startswith('check_data.py: The data set of this config is not there:\n'
                               f'  {tmp_path}/gone does not exist')
     status, printed = here(DETECTOR, '--workers', 0)
-    assert status == 2 and '--workers and --show take numbers from 1 on' in printed
+    assert status == 2 and '--workers and --show: expected 1 or more' in printed

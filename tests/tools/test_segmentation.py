@@ -20,7 +20,7 @@ CONFIG = 'tests/data/semfpn_tiny.py'
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """The tiny segmentor trained for two steps: (data root, work dir)."""
+    """Train the tiny segmentor for two steps and return (data root, work dir)."""
     folder = tmp_path_factory.mktemp('segmentation')
     data, work_dir = folder / 'shapes_ade20k', folder / 'work'
     write_ade20k(data, train=8, val=3, size=(64, 96), progress=False)
@@ -43,7 +43,7 @@ def test_training_saves_and_evaluates(trained):
     _, work_dir = trained
     *steps, last = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2]
-    # Before it has learnt, a segmentor gives every class about the same probability.
+    # An untrained segmentor gives every class about the same probability.
     assert steps[0]['loss'] == pytest.approx(math.log(len(SEG_CLASSES)), abs=.3)
     assert np.isfinite(steps[1]['loss'])
     assert last['step'] == 2
@@ -97,7 +97,7 @@ def test_drawing_on_a_folder(trained, tmp_path):
 
 def test_learning_curve(trained, tmp_path):
     picture = tmp_path / 'curve.png'
-    run('tools/learning_curve.py', trained[1], '--out', picture)
+    run('tools/analysis_tools/learning_curve.py', trained[1], '--out', picture)
     curve = cv2.imread(str(picture)).astype(int)
     width = curve.shape[1]
     assert width > 1000

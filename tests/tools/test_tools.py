@@ -1,10 +1,9 @@
-"""The command lines, run as a user runs them."""
+"""The tools, run like users run them."""
 import json
 import os
 import pickle
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
+from support.helpers import ROOT, free_port
 from support.helpers import run_tool as run
 
 from mmeffformer import EfficientFormer
 from mmeffformer.datasets import write_coco
 from mmeffformer.weights import convert
 
-ROOT = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/maskrcnn_effformer_l1_shapes.py'
 # Log and save every step or two.
 OFTEN = ['default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=2']
@@ -28,7 +27,7 @@ OFTEN = ['default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=2
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """The demo trained for two steps: (data root, work dir)."""
+    """Train the demo for two steps and return (data root, work dir)."""
     folder = tmp_path_factory.mktemp('demo')
     data, work_dir = folder / 'shapes', folder / 'work'
     write_coco(data, train=16, val=3, size=(96, 128), progress=False)
@@ -51,7 +50,7 @@ def test_training_saves_and_evaluates(trained):
     assert (work_dir / 'iter_2.pth').is_file()
 
 
-def test_resume_goes_on_where_training_ended(trained, tmp_path):
+def test_resume_continues_at_the_checkpoint(trained, tmp_path):
     data, work_dir = trained
     shutil.copytree(work_dir, tmp_path / 'work')
     run('tools/train.py', DEMO, '--data-root', data, '--work-dir', tmp_path / 'work', '--resume',
@@ -95,7 +94,7 @@ def test_checkpoints_of_other_models_are_refused(trained, tmp_path, tool, option
 
 
 class Hostile:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -147,7 +146,7 @@ def test_drawing_on_images_folders_and_video(trained, tmp_path):
     assert cv2.imread(str(tmp_path / 'page.png')).std() > 10
 
 
-def test_broken_images_are_passed_over_and_named(trained, tmp_path):
+def test_unreadable_images_are_skipped_and_named(trained, tmp_path):
     data, work_dir = trained
     shutil.copytree(data / 'val', tmp_path / 'in')
     (tmp_path / 'in/000.jpg').write_bytes(b'no image')
@@ -158,14 +157,14 @@ def test_broken_images_are_passed_over_and_named(trained, tmp_path):
 
 
 def test_learning_curve(trained, tmp_path):
-    run('tools/learning_curve.py', trained[1], '--out', tmp_path / 'curve.png')
+    run('tools/analysis_tools/learning_curve.py', trained[1], '--out', tmp_path / 'curve.png')
     assert cv2.imread(str(tmp_path / 'curve.png')).shape[1] > 1000
-    printed = run('tools/learning_curve.py', tmp_path, expect=1)
+    printed = run('tools/analysis_tools/learning_curve.py', tmp_path, expect=1)
     assert 'expected the work dir' in printed and 'Traceback' not in printed
 
 
 def test_coco_config_on_pictures_of_cocos_sizes(tmp_path):
-    """The real config, from the published weights' file name to AP; only its images are drawn."""
+    """The config and the name of its weights are the published ones; the images are drawn."""
     data, work_dir = tmp_path / 'coco', tmp_path / 'work'
     write_coco(data, train=4, val=2, coco2017=True, progress=False)
     backbone = EfficientFormer('l3', out_norm_cfg=None)
@@ -201,7 +200,7 @@ def test_weights_that_cannot_be_fetched_are_named(tmp_path):
     assert 'Traceback' not in printed
 
 
-def test_missing_data_is_told_before_a_model_is_built(tmp_path):
+def test_missing_data_is_reported_before_a_model_is_built(tmp_path):
     printed = run('tools/train.py', 'configs/detection/maskrcnn_effformer_l1.py', '--data-root',
                   tmp_path / 'nowhere', '--work-dir', tmp_path / 'work', expect=1)
     assert 'instances_train2017.json' in printed and 'cocodataset.org' in printed
@@ -223,12 +222,12 @@ def test_missing_data_is_told_before_a_model_is_built(tmp_path):
     (['tools/train.py', 'configs/_base_/default_runtime.py'], 'has no model: expected'),
     (['tools/model_stats.py', 'l2'], "arch 'l2' is unknown"),
 ])
-def test_mistakes_are_explained_in_one_line(command, message):
+def test_user_errors_are_one_message(command, message):
     printed = run(*command, expect=None)
     assert message in printed and 'Traceback' not in printed
 
 
-def test_amp_without_a_gpu_is_explained():
+def test_error_for_amp_without_a_gpu():
     assert '--amp float16 needs a GPU' in run('tools/train.py', DEMO, '--amp', expect=2,
                                       env={'CUDA_VISIBLE_DEVICES': ''})
 
@@ -244,15 +243,9 @@ def test_model_stats_are_the_published_ones():
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
-def test_scripts_say_how_they_are_used(script):
+def test_scripts_print_their_usage(script):
     done = subprocess.run(['bash', ROOT / 'tools' / script], text=True, stderr=subprocess.PIPE)
     assert done.returncode == 2 and f'tools/{script} ' in done.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
 
 
 def test_dist_train_runs_two_processes(trained, tmp_path):

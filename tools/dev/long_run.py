@@ -1,5 +1,5 @@
-"""Watch the memory of a backbone over many images of changing sizes, in eval and in training:
-python tools/long_run.py l1 s0 --sizes 224 448"""
+"""Measure the memory of a backbone over many images of random sizes, in eval and in training:
+python tools/dev/long_run.py l1 s0 --sizes 224 448"""
 import ctypes
 import gc
 import json
@@ -22,15 +22,15 @@ from mmeffformer.utils.files import atomic_write
 from mmeffformer.utils.plots import memory_curves
 
 MODES = ('eval', 'training')
-WARM_UP = .2  # of the iterations: libraries keep what they compiled for the sizes they have seen
+WARM_UP = .2  # share of the iterations in which libraries still compile for new sizes
 
 
 class Watched(NamedTuple):
-    """Resident memory of a process at some iterations, and what the backbone itself keeps."""
+    """Resident memory of a process at some iterations, and the size of the backbone's cache."""
 
     iterations: List[int]
     rss_mb: List[float]  # MiB
-    cached_grids: int  # the most that one bias has ever kept
+    cached_grids: int  # the largest number that one bias has kept
 
     @property
     def growth_mb(self) -> float:
@@ -41,7 +41,7 @@ class Watched(NamedTuple):
 
 
 def rss_mb() -> float:
-    """Return the MiB of memory that this process holds, without what is free to be given back."""
+    """Return the resident memory of this process in MiB, after freed memory was returned."""
     gc.collect()
     if hasattr(ctypes.CDLL(None), 'malloc_trim'):  # glibc
         ctypes.CDLL(None).malloc_trim(0)
@@ -51,13 +51,13 @@ def rss_mb() -> float:
 
 def watch(model: torch.nn.Module, mode: str, iterations: int, sizes: Tuple[int, int],
           batch: int = 1, label: str = '') -> Watched:
-    """Run a backbone on images of random sizes and return what memory it took.
+    """Run a backbone on images of random sizes and return its memory use.
 
     Args:
         mode: One of ``MODES``; training is forward, backward and a step of AdamW.
-        sizes: The least and the largest height and width, px.
-        batch: Images at a time.
-        label: Of the progress bar.
+        sizes: The smallest and the largest height and width, px.
+        batch: Images per iteration.
+        label: Label of the progress bar.
     """
     random = Random(0)
     model.train(mode == 'training')
@@ -65,7 +65,7 @@ def watch(model: torch.nn.Module, mode: str, iterations: int, sizes: Tuple[int, 
     biases = [module for module in model.modules() if isinstance(module, AttentionBias)]
     watched, cached = [], 0
     gc.collect()
-    gc.freeze()  # so that collecting takes no time for what libraries made when imported
+    gc.freeze()  # objects of imported libraries need not be collected
     for i in track(range(1, iterations + 1), label):
         x = torch.randn(batch, 3, random.randint(*sizes), random.randint(*sizes))
         if mode == 'training':
@@ -103,10 +103,10 @@ def report(found: dict, console: Console) -> None:
 
 
 def saved(path: Path) -> dict:
-    """Return the figures of runs before.
+    """Return the figures of earlier runs.
 
     Raises:
-        ValueError: The file is something else.
+        ValueError: The file was not written by this tool.
     """
     try:
         found = json.loads(path.read_text()) if path.exists() else {}
@@ -114,8 +114,8 @@ def saved(path: Path) -> dict:
             Watched(**record['watched'])
         return found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f'{path} is no file of long_run.py ({error!r}): name another --out, '
-                         'or remove it') from error
+        raise ValueError(f'{path} was not written by long_run.py ({error!r}): name another '
+                         '--out, or delete it') from error
 
 
 def main(args: Sequence[str] = None):
@@ -125,23 +125,23 @@ def main(args: Sequence[str] = None):
     parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
     parser.add_argument('--iterations', type=int, default=1000)
     parser.add_argument('--sizes', nargs=2, type=int, default=(224, 448), metavar=('MIN', 'MAX'),
-                        help='of height and width, px, each drawn for each iteration')
+                        help='range of height and width, px, drawn in each iteration')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/long_run.json'),
-                        help='figures, added to those already there; the plot is beside it')
+                        help='file to which the figures are added; the plot has the same name')
     args = parser.parse_args(args)
     with exit_on_error():
-        if not 33 <= args.sizes[0] <= args.sizes[1]:  # of 32 px, a BatchNorm sees one value
-            raise ValueError(f'--sizes {args.sizes[0]} {args.sizes[1]}: expected the least, of 33 '
-                             'px or more, and the largest')
+        if not 33 <= args.sizes[0] <= args.sizes[1]:  # with 32 px, a BatchNorm has one value
+            raise ValueError(f'--sizes {args.sizes[0]} {args.sizes[1]}: expected the smallest, at '
+                             'least 33 px, and the largest')
         for name in ('iterations', 'batch'):
             if getattr(args, name) < 1:
                 raise ValueError(f'--{name} {getattr(args, name)}: expected 1 or more')
         found = saved(args.out)
-    os.environ.setdefault('MALLOC_ARENA_MAX', '1')  # else freed memory stays with threads
+    os.environ.setdefault('MALLOC_ARENA_MAX', '1')  # otherwise threads keep freed memory
     jobs = [(arch, mode, args.iterations, tuple(args.sizes), args.batch)
             for arch in args.arch for mode in args.modes]
-    # Each in a process of its own, whose memory is nobody else's.
+    # Each job has its own process, so that its memory is measured separately.
     with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
         for job, watched in zip(jobs, pool.imap(watch_named, jobs)):
             found[f'{job[0]} {job[1]}'] = dict(sizes=job[3], batch=job[4],

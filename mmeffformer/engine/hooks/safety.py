@@ -1,0 +1,58 @@
+"""Hooks that make training repeatable and stop it at a loss that is not finite."""
+import math
+from typing import Any, Iterator
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+
+from ...datasets.repeatable import seed_all
+from ...utils.errors import TrainingStopped
+from ...utils.registry import HOOKS
+from ..checkpoints import describe_resume_point
+
+
+@HOOKS.register_module()
+class SeedHook(Hook):
+    """Make the random numbers of an iteration depend on seed, iteration and rank only."""
+
+    priority = 'VERY_HIGH'  # other hooks may draw random numbers too
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        # The last number separates these seeds from those of the samples.
+        seed_all(runner.seed, runner.iter, get_rank(), 1)
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stop the training where a loss is NaN or infinite.
+
+    Raises:
+        TrainingStopped: With the iteration, the losses, the images of this process's batch and
+            the last complete checkpoint.
+    """
+
+    priority = 'VERY_HIGH'  # before this iteration is logged or saved
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        losses = {name: value.item() for name, value in (outputs or {}).items()
+                  if 'loss' in name and isinstance(value, torch.Tensor) and value.numel() == 1}
+        if all(map(math.isfinite, losses.values())):
+            return
+        values = ', '.join(f'{name} {value}' for name, value in losses.items())
+        images = ', '.join(_image_paths(data_batch)) or 'unknown'
+        raise TrainingStopped(
+            f'at iteration {runner.iter + 1} a loss is not finite: {values}. Images of the batch '
+            f'(rank {get_rank()}): {images}. This iteration was not saved; '
+            f'{describe_resume_point(runner.work_dir)}. Check the images and their annotations, '
+            'clip gradients, and use --resume, which keeps the learning rate. For a lower one, '
+            'start a new run from those weights with --cfg-options load_from=FILE')
+
+
+def _image_paths(batch: Any) -> Iterator[str]:
+    """Yield the paths of the images in a batch of any structure."""
+    if hasattr(batch, 'img_path'):
+        yield str(batch.img_path)
+    elif isinstance(batch, (dict, list, tuple)):
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            yield from _image_paths(value)
