@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import torch
 import torchvision
@@ -122,8 +122,8 @@ def _data(config: str, root: Path) -> Finding:
     return Finding(subject, 'complete')
 
 
-def add_command(commands) -> None:
-    """Add the command ``doctor`` to the subparsers of a command line."""
+def add_command(commands: Any) -> None:
+    """Add the command ``doctor`` to what ``ArgumentParser.add_subparsers`` returned."""
     parser = commands.add_parser('doctor', help=__doc__.splitlines()[0], description=__doc__)
     parser.add_argument('--data', type=Path, default=Path('data'),
                         help='folder that holds coco/ and ade/ (default: data)')

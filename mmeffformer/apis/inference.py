@@ -147,7 +147,7 @@ def draw_video(draw: Draw, source: Path, target: Path) -> int:
     try:
         for frame in reader:
             if writer is None:
-                writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*'mp4v'),
+                writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*'mp4v'),
                                          reader.fps or 25, frame.shape[1::-1])
                 if not writer.isOpened():
                     raise OSError(f'{target} cannot be written')

@@ -5,16 +5,15 @@ from typing import Any, Dict, List, Sequence, Tuple
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
-from torch import nn
 
 from ..utils.config import iter_dicts
 from .swap import find_target
 
 
-def build_model(cfg: Config) -> nn.Module:
+def build_model(cfg: Config) -> BaseModel:
     """Build the model of a config (of a tracker the detector) with random weights.
 
     It pads images to multiples of 32 px rather than to the crop of the config.
@@ -24,7 +23,7 @@ def build_model(cfg: Config) -> nn.Module:
     for part in iter_dicts(target):
         part.pop('pretrained', None)
         if 'Pretrained' in str(part.get('init_cfg')):
-            part.init_cfg = None
+            part['init_cfg'] = None
     if target is not cfg.model:  # the preprocessor of the tracker makes batches of videos
         target.data_preprocessor = dict(type='mmdet.DetDataPreprocessor', mean=[0.], std=[255.],
                                         pad_size_divisor=32, pad_mask=True)
@@ -37,7 +36,7 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def train_and_predict(cfg: Config, model: nn.Module,
+def train_and_predict(cfg: Config, model: BaseModel,
                       size: int = 128) -> Tuple[Dict[str, float], List[Any]]:
     """Train a step on two random images and predict on one.
 
@@ -108,5 +107,5 @@ def _segmentation(cfg: Config, sizes: Sequence[Tuple[int, int]]) -> dict:
 
 def _num_classes(cfg: Config) -> int:
     """Return a number of classes, at most 2, that every head of the model has."""
-    return min([2, *(part.num_classes for part in iter_dicts(find_target(cfg))
+    return min([2, *(part['num_classes'] for part in iter_dicts(find_target(cfg))
                      if isinstance(part.get('num_classes'), int))])

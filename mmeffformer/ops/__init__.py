@@ -8,9 +8,10 @@ loaded under that name. A compiled extension is found earlier and always used.
 import sys
 from importlib import import_module
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
-from typing import Tuple
+from typing import Any, Optional, Tuple
 
 __all__ = ['install', 'source', 'diagnose']
 
@@ -20,7 +21,8 @@ _FILE = str(Path(__file__).with_name('extension.py'))
 
 class _FallbackFinder(MetaPathFinder):
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None,
+                  target: Any = None) -> Optional[ModuleSpec]:
         return spec_from_file_location(fullname, _FILE) if fullname == _EXTENSION else None
 
 

@@ -8,6 +8,8 @@ compiled operators. As with those, summation order on CUDA varies, so gradients 
 bitwise reproducible.
 """
 # ruff: noqa: F401  (mmcv uses the imported operators)
+from typing import Any, Callable
+
 import torchvision
 
 from mmeffformer.ops.common import missing_operator
@@ -25,13 +27,13 @@ from mmeffformer.ops.nms import nms, softnms
 from mmeffformer.ops.roi import roi_align_backward, roi_align_forward
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Callable:
     # mmcv asks with hasattr for every operator on import, so only a call may fail. Names with
     # leading underscores belong to Python.
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-    def missing(*args, **kwargs):
+    def missing(*args: Any, **kwargs: Any) -> None:
         raise missing_operator(name)
 
     missing.__name__ = missing.__qualname__ = name

@@ -42,14 +42,14 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
         offset: As in :func:`nms`.
     """
     # One step per box kept, each on a short array, where numpy has less overhead than torch.
-    boxes, scores = (t.detach().numpy() for t in widen(boxes, scores))
-    top_left, bottom_right = boxes[:, :2], boxes[:, 2:] + offset
+    corners, new_scores = (t.detach().numpy().copy() for t in widen(boxes, scores))
+    top_left, bottom_right = corners[:, :2], corners[:, 2:] + offset
     area = (bottom_right - top_left).prod(1)
-    scores, left, keep = scores.copy(), np.arange(len(boxes)), []
+    left, kept = np.arange(len(corners)), []
     while len(left):
-        at = scores[left].argmax()
+        at = new_scores[left].argmax()
         best = left[at]
-        keep.append(best)
+        kept.append(best)
         left = np.delete(left, at)
         side = np.minimum(bottom_right[best], bottom_right[left]) - np.maximum(
             top_left[best], top_left[left])
@@ -60,9 +60,9 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
             factor = np.exp(-iou**2 / sigma)
         else:
             factor = np.where(iou >= iou_threshold, 1 - iou if method == 1 else 0, 1)
-        scores[left] *= factor
-        left = left[scores[left] >= min_score]
-    keep = torch.tensor(np.array(keep, dtype=np.int64))
-    dets[:len(keep), :4] = torch.from_numpy(boxes)[keep]
-    dets[:len(keep), 4] = torch.from_numpy(scores)[keep]
+        new_scores[left] *= factor
+        left = left[new_scores[left] >= min_score]
+    keep = torch.tensor(np.array(kept, dtype=np.int64))
+    dets[:len(keep), :4] = torch.from_numpy(corners)[keep]
+    dets[:len(keep), 4] = torch.from_numpy(new_scores)[keep]
     return keep

@@ -22,7 +22,8 @@ REFUSED_NECKS = {
 
 def check_swappable(target: ConfigDict) -> None:
     """Raise a ValueError if a part of the target works only with its own backbone."""
-    neck, roi_head = _first_neck(target) or {}, target.get('roi_head') or {}
+    neck = _first_neck(target) or {}
+    roi_head = target.get('roi_head') or ConfigDict()
     backbone = class_name(target.backbone)
     if class_name(neck) in REFUSED_NECKS:
         raise ValueError(f'the neck {class_name(neck)} cannot take another backbone: '
@@ -158,30 +159,34 @@ def _adapt_segmentor(target: ConfigDict, seen: Sequence[Optional[Level]],
     for head in _segmentation_heads(target) if seen else ():
         if class_name(head) == 'EncHead' and not head.get('add_lateral'):  # reads only the last
             head.in_channels, head.in_index = head.in_channels[-1:], head.in_index[-1:]
-        levels = [seen[i] for i in _input_indices(head, len(seen))]
-        if all(levels):
-            _adapt_segmentation_head(head, levels, seen[0], widths)
-            if class_name(head) == 'OCRHead' and read and levels[0].stage != read[0].stage:
-                raise ValueError('OCRHead takes two levels of one stride, which EfficientFormer '
-                                 'lacks; take OCRNet with HRNet, whose head joins all levels')
-            read += [*levels, seen[0]] if head.get('c1_in_channels') else levels
+        indices = _input_indices(head, len(seen))
+        if head.get('c1_in_channels'):  # DeepLabV3+ adds details of the finest level
+            indices.append(0)
+        levels = [level for level in (seen[i] for i in indices) if level]
+        if len(levels) < len(indices):  # reads an output of the neck, whose channels stay
+            continue
+        if class_name(head) == 'OCRHead' and read and levels[0].stage != read[0].stage:
+            raise ValueError('OCRHead takes two levels of one stride, which EfficientFormer '
+                             'lacks; take OCRNet with HRNet, whose head joins all levels')
+        _adapt_segmentation_head(head, levels, widths)
+        read += levels
     return read
 
 
-def _adapt_segmentation_head(head: ConfigDict, levels: Sequence[Level], finest: Level,
+def _adapt_segmentation_head(head: ConfigDict, levels: Sequence[Level],
                              widths: Sequence[int]) -> None:
     """Write the new channels into a head that reads ``levels``."""
-    several = isinstance(head.in_channels, (list, tuple))
     old = [level.channels for level in levels]
+    new = [widths[level.stage] for level in levels]
+    several = isinstance(head.in_channels, (list, tuple))
     given = list(head.in_channels) if several else [head.in_channels]
-    if head.get('c1_in_channels'):  # DeepLabV3+ adds details of the finest level
-        old, given = [*old, finest.channels], [*given, head.c1_in_channels]
-        head.c1_in_channels = widths[finest.stage]
+    head.in_channels = type(head.in_channels)(new[:len(given)]) if several else new[0]
+    if head.get('c1_in_channels'):
+        given.append(head.c1_in_channels)
+        head.c1_in_channels = new[-1]
     if given != old:
         raise ValueError(f'the head {class_name(head)} takes {given} channels where the old '
                          f'backbone gives {old}')
-    new = [widths[level.stage] for level in levels]
-    head.in_channels = type(head.in_channels)(new) if several else new[0]
     if head.get('num_convs') == 0 and head.get('channels') == sum(old):
         head.channels = sum(new)  # an FCNHead without convolutions keeps its input's channels
 

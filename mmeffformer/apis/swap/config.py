@@ -36,7 +36,7 @@ def find_target(cfg: Config) -> ConfigDict:
         ValueError: Neither has a backbone.
     """
     model = cfg.get('model') or ConfigDict()
-    for target in (model, model.get('detector') or {}):
+    for target in (model, model.get('detector') or ConfigDict()):
         if isinstance(target.get('backbone'), dict) and 'type' in target.backbone:
             return target
     raise ValueError(f'model {class_name(model)} has no backbone to replace, neither as '
@@ -103,7 +103,7 @@ def drop_old_weights(cfg: Config, target: ConfigDict) -> None:
         model.pop('pretrained', None)
         init_cfg = model.get('init_cfg')
         if isinstance(init_cfg, dict) and class_name(init_cfg) in ('Pretrained', 'PretrainedInit'):
-            log_change(f'init_cfg={init_cfg.checkpoint!r}, of the old model, is dropped')
+            log_change(f'init_cfg={init_cfg["checkpoint"]!r}, of the old model, is dropped')
             model.pop('init_cfg')
 
 

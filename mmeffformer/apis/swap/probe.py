@@ -1,5 +1,5 @@
 """Outputs of a backbone, found by running it on the meta device."""
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import ConfigDict
@@ -25,7 +25,8 @@ class MetaAllocation(TorchFunctionMode):
     ``torch.device('meta')`` does not allow.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (),
+                           kwargs: Optional[dict] = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs['device'] = 'meta'
