@@ -1,10 +1,18 @@
 """Command line of the package: ``python -m mmeffformer doctor``."""
 import sys
+from argparse import ArgumentParser
 
 from .apis import doctor
 
+
+def main() -> int:
+    """Run the command of the command line and return its exit code."""
+    parser = ArgumentParser(prog='python -m mmeffformer')
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    doctor.add_command(commands)
+    args = parser.parse_args()
+    return args.run(args)
+
+
 if __name__ == '__main__':
-    if sys.argv[1:2] != ['doctor']:
-        sys.exit('usage: python -m mmeffformer doctor [--data FOLDER]')
-    sys.argv[0:2] = ['python -m mmeffformer doctor']
-    sys.exit(doctor.main())
+    sys.exit(main())

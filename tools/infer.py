@@ -1,6 +1,6 @@
 """Draw predictions on images and videos: python tools/infer.py CONFIG CHECKPOINT photos/"""
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from rich.progress import track
@@ -10,28 +10,32 @@ from mmeffformer.apis.options import exit_on_error, read_config
 from mmeffformer.utils import plots
 
 
-def main():
+def parse_args() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('inputs', nargs='+', help='images, folders or videos')
     parser.add_argument('--out-dir', type=Path, default=Path('predictions'),
-                        help='where the drawn files go (default: predictions/)')
+                        help='folder for the drawn files (default: predictions/)')
     parser.add_argument('--score-thr', type=float, default=0.3,
-                        help='draw detections from this score on (default: 0.3)')
+                        help='draw detections with at least this score (default: 0.3)')
     parser.add_argument('--device', default='cpu', help='cpu (default), cuda:0, ...')
-    parser.add_argument('--limit', type=int, help='only so many of the files')
+    parser.add_argument('--limit', type=int, help='draw on the first LIMIT files only')
     parser.add_argument('--page', type=Path, metavar='FILE.png',
                         help=f'also save the first {plots.MAX_ON_A_PAGE} images on one page')
     args = parser.parse_args()
     if args.limit is not None and args.limit < 1:
         parser.error(f'--limit {args.limit}: expected 1 or more')
+    return args
 
+
+def main() -> None:
+    args = parse_args()
     with exit_on_error():
         media = inference.find_media(args.inputs, args.out_dir)[:args.limit]
         draw = inference.load_drawer(read_config(args.config),
                                      args.checkpoint, args.device, args.score_thr)
-    images, broken = [], []
+    images, unreadable = [], []
     for source, target in track(media, description='drawing'):
         try:
             if source.suffix.lower() in inference.VIDEO_SUFFIXES:
@@ -41,13 +45,13 @@ def main():
                 if args.page and len(images) < plots.MAX_ON_A_PAGE:
                     images.append(drawn[..., ::-1])
         except inference.UnreadableError as error:
-            broken.append(str(error))
+            unreadable.append(str(error))
     if images:
         plots.page(images, args.page)
-    print(f'{len(media) - len(broken)} drawn files are in {args.out_dir}' +
+    print(f'{len(media) - len(unreadable)} drawn files are in {args.out_dir}' +
           (f', images together in {args.page}' if images else ''))
-    if broken:
-        sys.exit('\n'.join(broken))
+    if unreadable:
+        sys.exit('\n'.join(unreadable))
 
 
 if __name__ == '__main__':

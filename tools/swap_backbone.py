@@ -3,8 +3,8 @@
     python tools/swap_backbone.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --arch l3 \
         --out work_dirs/retinanet_effformer_l3.py
 
-What is written stands alone and goes to tools/train.py and its like. docs/hosts.md says what is
-changed, and which hosts are known to work.
+The written config has no base; pass it to tools/train.py. docs/hosts.md lists what changes and
+which configs are known to work.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from mmeffformer import swap_backbone
 from mmeffformer.apis.options import KeyValues, exit_on_error, read_config, require_file
 
 
-def main():
+def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or LIBRARY::PATH of one that comes with '
                         'mmdet or mmseg')
@@ -30,12 +30,12 @@ def main():
     with exit_on_error():
         if args.out.suffix != '.py':
             raise ValueError(f'--out {args.out} must end in .py')
-        cfg = read_config(locate(args.config))
+        cfg = read_config(find_config(args.config))
         arch, options = args.arch, dict(args.options)
         if arch.endswith('.json'):
             arch = load(require_file(arch, 'arch'))
             if not isinstance(arch, dict):
-                raise ValueError(f'{args.arch} holds no dict of widths, depths, ...')
+                raise ValueError(f'{args.arch}: expected a dict of widths, depths, ...')
             options.update({'type': arch.pop('type')} if 'type' in arch else {})
         cfg = swap_backbone(cfg, arch, **options)
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -43,13 +43,13 @@ def main():
     print(f'{args.out} is written; to train it: python tools/train.py {args.out}')
 
 
-def locate(config: str) -> str:
-    """Return the file of a config, which may be given as LIBRARY::PATH."""
+def find_config(config: str) -> str:
+    """Return the file of a config given as a file or as LIBRARY::PATH."""
     library, _, path = config.rpartition('::')
     if library:
         spec = find_spec(library) if library.isidentifier() else None
         if spec is None:
-            raise ValueError(f'config {config!r}: there is no library {library!r} here')
+            raise ValueError(f'config {config!r}: the library {library!r} is not installed')
         path = str(Path(spec.origin).parent / '.mim' / 'configs' / path)
     return require_file(path, 'config')
 

@@ -1,11 +1,10 @@
-"""What works here and what does not, with a remedy each: python -m mmeffformer doctor"""
+"""Check the installation and the data sets, with a remedy for each problem."""
 import sys
-from argparse import ArgumentParser
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import torch
 import torchvision
@@ -17,7 +16,7 @@ from .. import __version__, ops
 from ..datasets import check_dataset
 from .options import set_data_root
 
-# Import name: the originals' distribution, the maintained fork's.
+# Import name: distributions of the original, distributions of the maintained fork.
 OPENMMLAB = {
     'mmengine': (('mmengine', 'mmengine-lite'), ('onedl-mmengine',)),
     'mmcv': (('mmcv', 'mmcv-lite', 'mmcv-full'), ('onedl-mmcv',)),
@@ -33,7 +32,7 @@ DATA = {'coco': 'detection/maskrcnn_effformer_l1.py',
 
 
 class Finding(NamedTuple):
-    """One line of the report; ``remedy`` is empty where all is well."""
+    """A line of the report; ``remedy`` is empty if there is no problem."""
 
     subject: str
     found: str
@@ -45,7 +44,8 @@ def examine(data: Path) -> Iterator[Finding]:
     yield Finding('mmeffformer', __version__)
     yield Finding('Python', sys.version.split()[0], '' if (3, 10) <= sys.version_info < (3, 13)
                   else 'use Python 3.10, 3.11 or 3.12')
-    yield _torch()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    yield Finding('torch', f'{torch.__version__}, torchvision {torchvision.__version__}, {gpu}')
     for module in OPENMMLAB:
         yield _library(module)
     yield _operators()
@@ -54,11 +54,6 @@ def examine(data: Path) -> Iterator[Finding]:
             yield _registry(scope)
     for folder, config in DATA.items():
         yield _data(config, data / folder)
-
-
-def _torch() -> Finding:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return Finding('torch', f'{torch.__version__}, torchvision {torchvision.__version__}, {gpu}')
 
 
 def _installed(distribution: str) -> str:
@@ -73,10 +68,10 @@ def _library(module: str) -> Finding:
     found = ', '.join(originals + forks) or 'not installed'
     if originals and forks:
         names = ' '.join(line.split()[0] for line in originals + forks)
-        return Finding(module, found, 'two distributions lie in one folder: pip uninstall '
+        return Finding(module, found, 'two distributions share one folder: pip uninstall '
                        f'{names}, then install one of them again')
     if not originals + forks:
-        # mmpretrain is a convenience, and one of mmdet and mmseg is enough.
+        # mmpretrain is optional, and one of mmdet and mmseg is enough.
         needed = module == 'mmcv' or module in ('mmdet', 'mmseg') and not (
             find_spec('mmdet') or find_spec('mmseg'))
         return Finding(module, found, INSTALL if needed else '')
@@ -84,14 +79,14 @@ def _library(module: str) -> Finding:
         import_module(module)
     except Exception as error:
         return Finding(module, f'{found}: {error}',
-                       f'the versions do not fit together; {INSTALL} takes ones that do')
+                       f'the versions are incompatible; {INSTALL} installs compatible ones')
     return Finding(module, found)
 
 
 def _operators() -> Finding:
     source, reason = ops.diagnose()
-    found = {'compiled': "mmcv's own, compiled",
-             'torchvision': "torchvision's, in place of mmcv's compiled ones",
+    found = {'compiled': 'compiled, of mmcv',
+             'torchvision': 'of mmeffformer, built on torchvision; mmcv has no compiled ones',
              'broken': f'mmcv._ext cannot be loaded: {reason}',
              'absent': 'none, mmcv is not installed'}[source]
     remedy = {'broken': 'pip uninstall this mmcv and install one built for this torch, or '
@@ -107,17 +102,17 @@ def _registry(scope: str) -> Finding:
                  if models.get(f'mmeffformer.{name}')]
     except Exception as error:
         return Finding(subject, f'{type(error).__name__}: {error}',
-                       f'import {scope} by itself to see what is wrong with it')
+                       f'run python -c "import {scope}" to see the cause')
     if not names:
-        return Finding(subject, 'the backbones are not found', 'another package may have taken '
-                       'the scope mmeffformer: pip uninstall mmeffformer, and install it again')
+        return Finding(subject, 'the backbones are not found', 'another package may use the scope '
+                       'mmeffformer: pip uninstall mmeffformer, then install it again')
     return Finding(subject, ', '.join(f"type='mmeffformer.{name}'" for name in names))
 
 
 def _data(config: str, root: Path) -> Finding:
     subject = f'data {root}'
     if not root.exists():
-        return Finding(subject, 'not there; needed only to train or evaluate on it')
+        return Finding(subject, 'not found; needed only to train or evaluate on it')
     cfg = Config.fromfile(Path(__file__).parents[1] / '.mim' / 'configs' / config)
     set_data_root(cfg, str(root))
     try:
@@ -127,19 +122,25 @@ def _data(config: str, root: Path) -> Finding:
     return Finding(subject, 'complete')
 
 
-def main() -> int:
-    parser = ArgumentParser(description=__doc__)
+def add_command(commands: Any) -> None:
+    """Add the command ``doctor`` to what ``ArgumentParser.add_subparsers`` returned."""
+    parser = commands.add_parser('doctor', help=__doc__.splitlines()[0], description=__doc__)
     parser.add_argument('--data', type=Path, default=Path('data'),
                         help='folder that holds coco/ and ade/ (default: data)')
-    findings = list(examine(parser.parse_args().data))
+    parser.set_defaults(run=lambda args: report(args.data))
+
+
+def report(data: Path) -> int:
+    """Print the findings and the remedies. Return 1 if there are problems, else 0."""
+    findings = list(examine(data))
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in findings:
-        mark = '[red]trouble[/]' if finding.remedy else '[green]ok[/]'
+        mark = '[red]problem[/]' if finding.remedy else '[green]ok[/]'
         table.add_row(mark, finding.subject, finding.found)
     console = Console()
     console.print(table)
-    troubles = [finding for finding in findings if finding.remedy]
-    for number, finding in enumerate(troubles, 1):
+    problems = [finding for finding in findings if finding.remedy]
+    for number, finding in enumerate(problems, 1):
         console.print(f'\n{number}. {finding.subject}: {finding.remedy}', soft_wrap=True,
                       markup=False)
-    return min(len(troubles), 1)
+    return min(len(problems), 1)

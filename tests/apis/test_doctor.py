@@ -1,10 +1,11 @@
-"""The doctor on a healthy environment, and on made-up sick ones."""
+"""The doctor on a working environment and on simulated problems."""
 import subprocess
 import sys
 
 import pytest
 
 from mmeffformer import ops
+from mmeffformer.__main__ import main
 from mmeffformer.apis import doctor
 from mmeffformer.datasets import write_ade20k, write_coco
 
@@ -13,11 +14,11 @@ def findings(data):
     return {finding.subject: finding for finding in doctor.examine(data)}
 
 
-def test_a_healthy_environment(tmp_path):
+def test_working_environment(tmp_path):
     done = subprocess.run([sys.executable, '-m', 'mmeffformer', 'doctor', '--data', tmp_path],
                           text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
-    assert 'trouble' not in done.stdout
+    assert 'problem' not in done.stdout
     for words in ('mmdet configs', 'mmseg configs', 'mmpretrain configs',
                   "type='mmeffformer.EfficientFormer'", "type='mmeffformer.EfficientFormerV2'"):
         assert words in done.stdout
@@ -32,7 +33,7 @@ def test_operators_in_use_are_named(tmp_path):
 @pytest.mark.parametrize('state, remedy', [
     (('broken', 'undefined symbol: xyz'), 'install one built for this torch'),
     (('absent', ''), 'pip install')])
-def test_operators_in_trouble(monkeypatch, tmp_path, state, remedy):
+def test_broken_or_absent_operators(monkeypatch, tmp_path, state, remedy):
     monkeypatch.setattr(ops, 'diagnose', lambda: state)
     found = findings(tmp_path)['operators']
     assert state[1] in found.found and remedy in found.remedy
@@ -52,8 +53,8 @@ def test_library_that_fails_to_import(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, 'import_module', fail)
     found = findings(tmp_path)
     assert 'wants another numpy' in found['mmseg'].found
-    assert 'do not fit together' in found['mmseg'].remedy
-    assert 'import mmdet by itself' in found['in mmdet configs'].remedy
+    assert 'versions are incompatible' in found['mmseg'].remedy
+    assert 'import mmdet' in found['in mmdet configs'].remedy
 
 
 def test_backbone_that_does_not_resolve(monkeypatch, tmp_path):
@@ -64,7 +65,7 @@ def test_backbone_that_does_not_resolve(monkeypatch, tmp_path):
 
 def test_data_folders(tmp_path):
     subject = f'data {tmp_path / "coco"}'
-    assert 'not there' in findings(tmp_path)[subject].found
+    assert 'not found' in findings(tmp_path)[subject].found
     write_coco(tmp_path / 'coco', train=1, val=1, size=(64, 64), coco2017=True, progress=False)
     assert findings(tmp_path)[subject] == (subject, 'complete', '')
     (tmp_path / 'coco/annotations/instances_val2017.json').unlink()
@@ -75,8 +76,8 @@ def test_data_folders(tmp_path):
     assert findings(tmp_path)[subject] == (subject, 'complete', '')
 
 
-def test_troubles_end_the_program_with_one(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, 'argv', ['doctor', '--data', str(tmp_path)])
+def test_problems_give_exit_code_1(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, 'argv', ['mmeffformer', 'doctor', '--data', str(tmp_path)])
     monkeypatch.setattr(ops, 'diagnose', lambda: ('broken', 'undefined symbol'))
-    assert doctor.main() == 1
+    assert main() == 1
     assert '1. operators: pip uninstall this mmcv' in capsys.readouterr().out

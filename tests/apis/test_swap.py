@@ -1,4 +1,4 @@
-"""Other libraries' detectors and segmentors with an EfficientFormer as their backbone."""
+"""Detectors and segmentors of mmdet and mmseg with an EfficientFormer as their backbone."""
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from mmeffformer import swap_backbone
-from mmeffformer.apis import hosts
+from mmeffformer.apis.smoke_test import build_model, train_and_predict
 
 WIDTHS = 16, 24, 32, 48
 TINY = dict(widths=WIDTHS, depths=(1, 1, 1, 2), attention_blocks=(0, 0, 0, 1))
@@ -31,8 +31,8 @@ ANY_SCORE = {'model.test_cfg.score_thr': 0., 'model.test_cfg.min_bbox_size': -1,
              'model.test_cfg.max_per_img': 7}
 ANY_ROI_SCORE = {'model.test_cfg.rcnn.score_thr': 0., 'model.test_cfg.rcnn.max_per_img': 7}
 
-# Config: stages put out, some of its losses, and what makes it small or keeps any detection.
-HOSTS = {
+# Config: out_indices, some of its losses, and options that make it small or keep every detection.
+TARGETS = {
     RETINANET: ((1, 2, 3), {'loss_cls', 'loss_bbox'}, ANY_SCORE),
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': (
         (0, 1, 2, 3), {'loss_rpn_cls', 'loss_cls', 'loss_bbox'}, ANY_ROI_SCORE),
@@ -74,10 +74,10 @@ HOSTS = {
 }
 
 
-@pytest.mark.parametrize('name', HOSTS)
-def test_host_trains_and_predicts(name):
-    stages, names, smaller = HOSTS[name]
-    kind = 'EfficientFormerV2' if list(HOSTS).index(name) % 2 else 'EfficientFormer'
+@pytest.mark.parametrize('name', TARGETS)
+def test_target_trains_and_predicts(name):
+    stages, names, smaller = TARGETS[name]
+    kind = 'EfficientFormerV2' if list(TARGETS).index(name) % 2 else 'EfficientFormer'
     # Scales near one, so that a gradient shows in the weights.
     cfg = swap_backbone(load(name), TINY, type=kind, layer_scale_init_value=1.)
     assert cfg.model.backbone.type == f'mmeffformer.{kind}'
@@ -85,11 +85,11 @@ def test_host_trains_and_predicts(name):
     cfg.merge_from_dict(smaller)
 
     torch.manual_seed(0)
-    model = hosts.build(cfg)
+    model = build_model(cfg)
     assert model.backbone.out_channels == tuple(WIDTHS[i] for i in stages)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     before = deepcopy(model.backbone.state_dict())
-    losses, (found, *none) = hosts.step(cfg, model, size=64)
+    losses, (found, *none) = train_and_predict(cfg, model, size=64)
     assert names < {*losses} and not none
     assert all(0 <= value < 1e4 for key, value in losses.items() if 'loss' in key)
     for key, parameter in model.backbone.named_parameters():
@@ -110,28 +110,28 @@ def test_host_trains_and_predicts(name):
             assert boxes.masks.shape == (len(boxes), 64, 48)
 
 
-def test_the_given_config_is_left_alone():
+def test_input_config_is_unchanged():
     cfg = load(RETINANET)
     before = deepcopy(cfg.to_dict())
     assert swap_backbone(cfg, 'l1').to_dict() != before
     assert cfg.to_dict() == before
 
 
-def test_only_what_must_change_changes():
+def test_other_parts_are_unchanged():
     old, new = load(RETINANET), swap_backbone(load(RETINANET), 'l3')
     assert new.model.backbone == dict(
         type='mmeffformer.EfficientFormer', arch='l3', out_indices=(1, 2, 3), bias_grid=25,
         out_norm_cfg=dict(type='GN', num_groups=1), init_cfg=dict(
             type='Pretrained', checkpoint='https://download.openmmlab.com/mmclassification/v0/'
             'efficientformer/efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth'))
-    # Without the first level nothing in the backbone goes without a gradient on several GPUs.
+    # The neck ignores the first level, whose parameters would get no gradient.
     assert old.model.neck.in_channels == [256, 512, 1024, 2048]
     assert new.model.neck == dict(old.model.neck, in_channels=[128, 320, 512], start_level=0)
     assert new.custom_imports == dict(imports=['mmeffformer'])
     for part in 'backbone', 'neck':
         old.model.pop(part), new.model.pop(part)
     new.pop('custom_imports')
-    assert new.to_dict() == old.to_dict()  # ResNet's preprocessor is as ours
+    assert new.to_dict() == old.to_dict()  # the preprocessor of ResNet is the same
 
 
 def test_imports_are_kept():
@@ -151,7 +151,7 @@ def test_imports_are_kept():
         type='Pretrained', checkpoint='hf-hub:timm/efficientformerv2_s2.snap_dist_in1k'))),
     (RETINANET, TINY, dict(type='mmeffformer.EfficientFormer', arch=TINY, init_cfg=None)),
 ])
-def test_backbone_is_that_of_our_own_configs(name, arch, expected):
+def test_backbone_is_that_of_the_project_configs(name, arch, expected):
     backbone = swap_backbone(load(name), arch).model.backbone
     assert dict(backbone, **expected) == backbone
 
@@ -186,7 +186,7 @@ def test_preprocessor(name, given, expected):
     assert preprocessor.get('batch_augments') == kept
 
 
-def test_optimizer_options_of_the_old_backbone_go():
+def test_optimizer_options_of_the_old_backbone_are_dropped():
     old, new = load(SWIN_MASK2FORMER), swap_backbone(load(SWIN_MASK2FORMER), 's0')
     assert 'backbone.patch_embed.norm' in old.optim_wrapper.paramwise_cfg.custom_keys
     keys = new.optim_wrapper.paramwise_cfg.pop('custom_keys')
@@ -199,7 +199,7 @@ def test_optimizer_options_of_the_old_backbone_go():
     assert new.optim_wrapper.paramwise_cfg == dict(custom_keys=dict(norm=dict(decay_mult=0.)))
 
 
-def test_layer_decay_goes():
+def test_layer_decay_is_dropped():
     cfg = load(SWIN_UPERNET)
     cfg.optim_wrapper.constructor = 'LearningRateDecayOptimizerConstructor'
     cfg.optim_wrapper.pop('paramwise_cfg')
@@ -210,7 +210,7 @@ def test_layer_decay_goes():
                            paramwise_cfg=dict(norm_decay_mult=0))
 
 
-def test_weights_of_the_old_model_go():
+def test_weights_of_the_old_model_are_dropped():
     cfg = load(PSPNET)
     assert cfg.model.pretrained == 'open-mmlab://resnet50_v1c'
     cfg.load_from = 'pspnet.pth'
@@ -219,7 +219,7 @@ def test_weights_of_the_old_model_go():
     assert not {'pretrained', 'init_cfg'} & {*cfg.model} and cfg.load_from is None
 
 
-def test_heads_read_the_stages_put_out():
+def test_heads_read_the_output_stages():
     cfg = swap_backbone(load(DEEPLAB), 'l1')
     assert cfg.model.backbone.out_indices == (0, 2, 3)
     head, auxiliary = cfg.model.decode_head, cfg.model.auxiliary_head
@@ -268,7 +268,7 @@ def test_necks_of_other_kinds(name, channels):
         assert (model.auxiliary_head.in_channels, model.auxiliary_head.in_index) == (224, 1)
 
 
-def test_one_level_at_the_stride_that_anchors_count_on():
+def test_single_level_keeps_the_stride_of_the_anchors():
     cfg = swap_backbone(load('mmdet::faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py'), 'l1')
     assert cfg.model.backbone.out_indices == (2,)
     assert cfg.model.rpn_head.anchor_generator.strides == [16]
@@ -282,12 +282,12 @@ def test_one_level_at_the_stride_that_anchors_count_on():
     ('mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py', 'roi_head.shared_head ResLayer'),
     ('mmdet::detectors/cascade-rcnn_r50-rfp_1x_coco.py', 'neck RFP .* feeds its outputs back'),
     ('mmdet::nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py',
-     'NASFCOS_FPN .* without a gradient'),
+     'NASFCOS_FPN .* get no gradient'),
     ('mmdet::misc/d2_mask-rcnn_r50-caffe_fpn_ms-90k_coco.py', 'Detectron2Wrapper has no backbone'),
     ('mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py', 'TridentRoIHead takes the branches'),
     ('mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py', 'of strides 4, 4, '),
     ('mmdet::rtmdet/rtmdet_l_swin_b_4xb32-100e_coco.py', 'CSPNeXtPAFPN cannot be built with in_c'),
-    ('mmseg::unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128.py', 'no pyramid from fine to coa'),
+    ('mmseg::unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128.py', 'not a pyramid from fine to '),
     ('mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py', '256, 128, 128 ch'),
     ('mmseg::dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py', 'class token'),
     ('mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py',
@@ -296,7 +296,7 @@ def test_one_level_at_the_stride_that_anchors_count_on():
     ('mmseg::setr/setr_vit-l-mla_8xb1-160k_ade20k-512x512.py', 'neck MLANeck .* of one stride'),
     ('mmseg::san/san-vit-b16_coco-stuff164k-640x640.py', 'has no backbone to replace'),
 ])
-def test_what_cannot_take_it_says_why(name, message):
+def test_unsupported_configs_raise(name, message):
     with pytest.raises(ValueError, match=message):
         swap_backbone(load(name), 'l1')
 
@@ -311,7 +311,7 @@ def test_wrong_arguments():
         swap_backbone(cfg, TINY, type='ResNet')
     with pytest.raises(ValueError, match="unexpected keyword argument 'depth'"):
         swap_backbone(cfg, 'l1', depth=50)
-    with pytest.raises(ValueError, match='out_indices follows from what neck and heads read'):
+    with pytest.raises(ValueError, match='out_indices follows from the stages that neck'):
         swap_backbone(cfg, 'l1', out_indices=(0, 1))
     with pytest.raises(ValueError, match="default_scope 'mmpretrain': expected mmdet or mmseg"):
         swap_backbone(Config(dict(cfg.to_dict(), default_scope='mmpretrain')), 'l1')
@@ -324,7 +324,7 @@ def test_wrong_arguments():
 
 
 def test_pure_python_config(tmp_path):
-    """Types that are classes, not names."""
+    """Types are classes instead of names."""
     path = tmp_path / 'mine.py'
     path.write_text("""
 from mmseg.models import CrossEntropyLoss, EncoderDecoder, FCNHead, ResNetV1c, SegDataPreProcessor
@@ -343,16 +343,16 @@ model = dict(
     cfg = Config.fromfile(path)
     assert (cfg.model.decode_head.in_channels, cfg.model.decode_head.in_index) == (48, 0)
     assert cfg.model.data_preprocessor.test_cfg.size_divisor == 32
-    model = hosts.build(cfg)
+    model = build_model(cfg)
     assert type(model.backbone).__name__ == 'EfficientFormer'
     assert model.backbone.out_indices == (3,)
-    assert hosts.step(cfg, model, size=64)[0]['loss'] > 0
+    assert train_and_predict(cfg, model, size=64)[0]['loss'] > 0
 
 
-def test_step_reports_what_gets_no_gradient():
+def test_parameters_without_a_gradient_raise():
     cfg = swap_backbone(load(PSPNET), TINY)
     cfg.model.backbone.out_indices = (0, 1, 2, 3)
     cfg.model.decode_head.in_index, cfg.model.auxiliary_head.in_index = 3, 2
     with pytest.raises(RuntimeError, match='4 parameters of the backbone without a gradient: '
                                            'out_norms.0.weight'):
-        hosts.step(cfg, hosts.build(cfg), size=64)
+        train_and_predict(cfg, build_model(cfg), size=64)

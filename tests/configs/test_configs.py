@@ -1,4 +1,4 @@
-"""Every config of the project: composed, as its source says, built, stepped and predicting."""
+"""Every config of the project against its source; each is built, trained a step and predicts."""
 import ast
 import inspect
 import re
@@ -19,8 +19,8 @@ from mmeffformer.utils.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
-# The dense recipes of the papers. Of the baselines, PoolFormer's is its authors', and ResNet's
-# mmdet's (mask-rcnn_r50_fpn_1x_coco) and mmseg's (fpn_r50_4xb4-160k_ade20k-512x512).
+# The dense recipes of the papers. Of the baselines, that of PoolFormer is its authors', that of
+# ResNet is from mmdet (mask-rcnn_r50_fpn_1x_coco) and mmseg (fpn_r50_4xb4-160k_ade20k-512x512).
 #   size: images in a step; length: epochs (detection) or iterations (segmentation)
 #   edge: where the warm-up starts, relative to the learning rate (detection), or the lowest
 #   learning rate (segmentation)
@@ -87,7 +87,7 @@ SUPERNETS = ['search/maskrcnn_super_l3.py', 'search/semfpn_super_l3.py',
              'search/imagenet_super_l3.py', 'search/semfpn_super_shapes.py']  # tests/search
 
 
-def test_every_config_is_known_to_the_tests():
+def test_every_config_is_listed():
     found = [str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
              if '_base_' not in path.parts]
     assert len(found) == 32
@@ -95,7 +95,7 @@ def test_every_config_is_known_to_the_tests():
 
 
 @pytest.mark.parametrize('name', [*NAMES, *DEMOS, *SUPERNETS])
-def test_header_says_how_to_start(name):
+def test_header_has_the_launch_command(name):
     cfg, text = Config.fromfile(CONFIGS / name), (CONFIGS / name).read_text()
     assert f' python tools/train.py configs/{name}\n' in text
     gpus = 1 if name.endswith('_shapes.py') else int(
@@ -105,7 +105,7 @@ def test_header_says_how_to_start(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_recipe_is_its_sources(name):
+def test_recipe_matches_its_source(name):
     cfg, row = Config.fromfile(CONFIGS / name), NAMES[name]
     assert recipe(cfg) == {key: ast.literal_eval(cell) if cell[0].isdigit() else cell
                            for key, cell in RECIPES[row].items()}
@@ -119,7 +119,7 @@ def test_recipe_is_its_sources(name):
 
 
 def recipe(cfg: Config) -> dict:
-    """The row of the table that a config follows."""
+    """Return the row of the table for a config."""
     backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
     schedule = cfg.param_scheduler[0]
     row = dict(
@@ -130,7 +130,7 @@ def recipe(cfg: Config) -> dict:
         norm='-' if backbone.type == POOL else backbone.get('norm_cfg', dict(type='BN'))['type'],
         grid='-', out='-', drop='-', scale='-')
     if backbone.type in (V1, V2):
-        # What the config leaves out is the backbone's default.
+        # Defaults of the backbone for what the config does not set.
         default = inspect.signature(MODELS.get(backbone.type)).parameters
         grid, out, drop, scale = (backbone.get(key, default[key].default) for key in (
             'bias_grid', 'out_norm_cfg', 'drop_path_rate', 'layer_scale_init_value'))
@@ -178,7 +178,7 @@ def detection_batch(classes: int, sizes=((64, 64), (60, 52))) -> dict:
 
 
 def segmentation_batch(classes: int, size=(64, 64), count=2) -> dict:
-    """Noise, with labels all over the image, of images once twice as wide."""
+    """Return random images and labels; each original image was twice as wide."""
     samples = [SegDataSample(
         gt_sem_seg=PixelData(data=torch.randint(classes, (1, *size))),
         metainfo=dict(img_shape=size, ori_shape=(size[0], 2 * size[1]))) for _ in range(count)]
@@ -186,65 +186,77 @@ def segmentation_batch(classes: int, size=(64, 64), count=2) -> dict:
                 data_samples=samples)
 
 
-@pytest.mark.parametrize('name', [*NAMES, *DEMOS])
-def test_config_trains_and_predicts(name):
+def small_config(name: str):
+    """Return a config with small images or few boxes, and its number of classes."""
     cfg = Config.fromfile(CONFIGS / name)
-    init_default_scope(cfg.default_scope)
-    torch.manual_seed(0)
-    detects = cfg.model.type == 'MaskRCNN'
-    if detects:
-        classes, batch = cfg.model.roi_head.bbox_head.num_classes, detection_batch
-        # Few boxes, to be quick.
+    if cfg.model.type == 'MaskRCNN':
         cfg.model.train_cfg.rpn_proposal.max_per_img = 40
         cfg.model.test_cfg.rpn.max_per_img = cfg.model.test_cfg.rcnn.max_per_img = 10
         cfg.model.test_cfg.rcnn.score_thr = 0.
-    else:
-        classes, batch = cfg.model.decode_head.num_classes, segmentation_batch
-        cfg.model.data_preprocessor.size = (64, 64)  # instead of a whole crop
-    names = (CATEGORIES if detects else SEG_CLASSES) if name in DEMOS else range(
-        80 if detects else 150)
-    assert classes == len(names)
+        return cfg, cfg.model.roi_head.bbox_head.num_classes
+    cfg.model.data_preprocessor.size = (64, 64)  # instead of a whole crop
+    return cfg, cfg.model.decode_head.num_classes
+
+
+@pytest.mark.parametrize('name', [*NAMES, *DEMOS])
+def test_number_of_classes(name):
+    cfg, classes = small_config(name)
+    detects = cfg.model.type == 'MaskRCNN'
     if name in DEMOS:
+        names = CATEGORIES if detects else SEG_CLASSES
         assert tuple(cfg.train_dataloader.dataset.metainfo.classes) == names
+        assert classes == len(names)
+    else:
+        assert classes == (80 if detects else 150)
+
+
+@pytest.mark.parametrize('name', [*NAMES, *DEMOS])
+def test_config_trains_and_predicts(name):
+    cfg, classes = small_config(name)
+    detects = cfg.model.type == 'MaskRCNN'
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    frozen = {key.split('.')[1] for key, value in model.named_parameters()
-              if not value.requires_grad}
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    frozen = {key.split('.')[1] for key, _ in model.named_parameters() if key not in trained}
     assert frozen == ({'conv1', 'bn1', 'layer1'} if cfg.model.backbone.type == 'mmdet.ResNet'
                       else set())
 
-    # A parameter that no gradient reaches is an error where several processes train.
-    missed = {key for key, value in model.named_parameters() if value.requires_grad}
-    for key, value in model.named_parameters():
-        if value.requires_grad:
-            value.register_hook(lambda grad, key=key: missed.discard(key))
+    # Training in several processes raises an error for a parameter without a gradient.
+    missed = {*trained}
+    for key, value in trained.items():
+        value.register_hook(lambda grad, key=key: missed.discard(key))
     stem, lateral = next(model.backbone.parameters()), model.neck.lateral_convs[3].conv.weight
     before = stem.detach().clone(), lateral.detach().clone()
-    losses = model.train().train_step(batch(classes), build_optim_wrapper(
-        model, cfg.optim_wrapper))
+    batch = (detection_batch if detects else segmentation_batch)(classes)
+    losses = model.train().train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
     assert {*losses} > ({'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'}
                         if detects else {'decode.loss_ce'})
     assert all(value.isfinite() for value in losses.values())
     assert not missed
     assert torch.equal(stem, before[0]) == bool(frozen)
     assert not torch.equal(lateral, before[1])
+    (check_detection if detects else check_segmentation)(model.eval(), classes)
 
-    model.eval()
-    if detects:
-        result, = model.test_step(detection_batch(classes, sizes=[(70, 96)]))
-        found = result.pred_instances
-        assert 0 < len(found) <= 10
-        assert found.bboxes.isfinite().all() and found.labels.max() < classes
-        assert found.masks.shape == (len(found), *result.ori_shape)
-    else:
-        result, = model.test_step(segmentation_batch(classes, size=(70, 96), count=1))
-        assert result.seg_logits.data.shape == (classes, 70, 192)
-        assert result.seg_logits.data.isfinite().all()
-        assert result.pred_sem_seg.data.shape == (1, 70, 192)
+
+def check_detection(model, classes: int):
+    result, = model.test_step(detection_batch(classes, sizes=[(70, 96)]))
+    found = result.pred_instances
+    assert 0 < len(found) <= 10
+    assert found.bboxes.isfinite().all() and found.labels.max() < classes
+    assert found.masks.shape == (len(found), *result.ori_shape)
+
+
+def check_segmentation(model, classes: int):
+    result, = model.test_step(segmentation_batch(classes, size=(70, 96), count=1))
+    assert result.seg_logits.data.shape == (classes, 70, 192)
+    assert result.seg_logits.data.isfinite().all()
+    assert result.pred_sem_seg.data.shape == (1, 70, 192)
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if 'poolformer_s12' in name])
-def test_poolformer_starts_from_a_classifiers_weights(name, tmp_path):
-    """With a norm on each output, the last of which classifiers have."""
+def test_poolformer_loads_the_weights_of_a_classifier(name, tmp_path):
+    """The backbone has a norm on each output; a classifier has only the last."""
     cfg = Config.fromfile(CONFIGS / name)
     backbone = cfg.model.backbone
     torch.manual_seed(0)

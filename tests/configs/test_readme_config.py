@@ -1,4 +1,4 @@
-"""The README's 'In your own config', put into detectors that come with mmdet."""
+"""The README's code for an existing config, used in detectors of mmdet."""
 import re
 
 import pytest
@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 
 from mmeffformer.utils.registry import MODELS
 
-# Config of mmdet: some of its losses, and where its score threshold is
+# Config of mmdet: some of its losses, and the part of test_cfg with the score threshold
 BASES = {
     'retinanet/retinanet_r50_fpn_1x_coco.py': ({'loss_cls', 'loss_bbox'}, None),
     'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': (
@@ -20,12 +20,12 @@ BASES = {
 
 @pytest.fixture
 def readme(repo_root):
-    """The first Python code under the README's heading."""
+    """Return the first Python code below the README's heading."""
     text = (repo_root / 'README.md').read_text()
     return re.search(r'^## In your own config$.*?^```python\n(.*?)^```', text, re.M | re.S)[1]
 
 
-def test_readme_says_what_the_backbone_gives(readme):
+def test_channels_in_the_readme(readme):
     cfg = Config.fromstring(readme, '.py')
     cfg.model.backbone.init_cfg = None
     cfg.model.backbone.pop('_delete_')
@@ -33,7 +33,7 @@ def test_readme_says_what_the_backbone_gives(readme):
 
 
 @pytest.mark.parametrize('base', BASES)
-def test_readme_turns_a_detector_into_ours(base, readme, tmp_path):
+def test_detector_with_the_readmes_backbone(base, readme, tmp_path):
     config = tmp_path / 'mine.py'
     config.write_text(f"_base_ = 'mmdet::{base}'\n{readme}")
     cfg = Config.fromfile(config)
@@ -41,7 +41,7 @@ def test_readme_turns_a_detector_into_ours(base, readme, tmp_path):
     assert not {'depth', 'style', '_delete_'} & {*cfg.model.backbone}
     assert cfg.model.neck.type == 'FPN' and cfg.model.neck.out_channels == 256
     assert cfg.model.backbone.init_cfg.type == 'Pretrained'
-    cfg.model.backbone.init_cfg = None  # nothing is fetched in a test
+    cfg.model.backbone.init_cfg = None  # tests download nothing
 
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)

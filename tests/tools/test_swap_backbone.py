@@ -1,4 +1,4 @@
-"""The command lines for other libraries' configs, run as a user runs them."""
+"""The tools that swap the backbone of configs of mmdet and mmseg."""
 import json
 from pathlib import Path
 
@@ -61,12 +61,12 @@ def test_config_of_mmseg_and_of_a_path(tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['mmdet::retinanet/none.py', '--arch', 'l1'], "none.py' does not exist"),
-    (['none::retinanet/none.py', '--arch', 'l1'], "no library 'none' here"),
+    (['none::retinanet/none.py', '--arch', 'l1'], "the library 'none' is not installed"),
     ([RETINANET, '--arch', 'none.json'], "arch 'none.json' does not exist"),
     (['mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py', '--arch', 'l1'],
      'roi_head.shared_head ResLayer is the last stage'),
 ])
-def test_what_is_wrong_is_said_in_a_line(arguments, message, tmp_path):
+def test_errors_take_one_line(arguments, message, tmp_path):
     printed = run('tools/swap_backbone.py', *arguments, '--out', tmp_path / 'out.py', expect=1)
     last = printed.splitlines()[-1]
     assert last.startswith('swap_backbone.py: ') and message in last
@@ -74,15 +74,15 @@ def test_what_is_wrong_is_said_in_a_line(arguments, message, tmp_path):
     assert not (tmp_path / 'out.py').exists()
 
 
-def test_hosts_are_listed(tmp_path):
-    page = tmp_path / 'hosts.md'
-    page.write_text('# Hosts\n<!-- What follows is written by tools/check_hosts.py. -->\n'
+def test_results_are_written_as_a_table(tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('# Swaps\n<!-- tools/dev/check_swaps.py writes what follows. -->\n'
                     '| family | trains and predicts | does not |\n|---|---|---|\n'
                     '| mmdet/atss | `a` |  |\n| mmdet/yolof | none |  |\n')
-    run('tools/check_hosts.py', '--arch', 's0', '--only', 'mmdet/yolof', 'mmdet/cornernet',
+    run('tools/dev/check_swaps.py', '--arch', 's0', '--only', 'mmdet/yolof', 'mmdet/cornernet',
         '--out', page)
     head, marker, _, _, *rows = page.read_text().splitlines()
-    assert head == '# Hosts' and 'check_hosts' in marker
+    assert head == '# Swaps' and 'check_swaps' in marker
     assert rows[0] == '| mmdet/atss | `a` |  |'
     assert rows[1].startswith('| mmdet/cornernet |  | `cornernet_hourglass104_8xb6-210e-mstest_'
                               'coco` refused: the backbone HourglassNet has outputs of strides 4')

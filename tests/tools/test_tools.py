@@ -213,7 +213,7 @@ def test_missing_data_is_reported_before_a_model_is_built(tmp_path):
     (['tools/test.py', DEMO, 'nope.pth'], "checkpoint 'nope.pth' does not exist"),
     (['tools/infer.py', DEMO, 'nope.pth', 'nope.jpg'], 'input nope.jpg does not exist'),
     (['tools/infer.py', DEMO, 'nope.pth', 'setup.py'], 'setup.py is neither an image nor a video'),
-    (['tools/infer.py', DEMO, 'nope.pth', 'requirements'], 'folder requirements holds no file'),
+    (['tools/infer.py', DEMO, 'nope.pth', 'requirements'], 'folder requirements has no files'),
     (['tools/infer.py', DEMO, 'nope.pth', 'a.jpg', '--limit', '0'], 'expected 1 or more'),
     (['tools/train.py', DEMO, '--resume', 'nope.pth'], "checkpoint 'nope.pth' does not exist"),
     (['tools/model_stats.py', 'l1', '--shape', '-5', '224'], 'expected a height and a width'),
