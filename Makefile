@@ -15,7 +15,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 BASE_PYTHON ?= python3 python3.11 python3.12 python3.10
 REQUIREMENTS ?= requirements/onedl.txt
-# The environment is made again when what it is made of has changed.
+# The environment is rebuilt when the requirements change.
 STAMP := $(VENV)/.made-$(shell cat $(REQUIREMENTS) | sha256sum | cut -c1-16)
 PYTHON := $(VENV)/bin/python
 # The documentation has an environment of its own: it needs neither torch nor this package.
@@ -87,7 +87,7 @@ lint: env
 
 # Broken links and references are errors.
 docs: $(DOCS_STAMP)
-	$(VENV)-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
 	@echo "Look at site/index.html"
 
 # Each is installed into an environment that has the packages of $(VENV), but not this one. The

@@ -1,4 +1,4 @@
-"""The shape of the code: who imports whom, and how long files and functions are.
+"""The imports between the rooms, and the length of files and functions.
 
 The contracts are in pyproject.toml under ``tool.importlinter``.
 """
