@@ -2,20 +2,32 @@
 # make demo-seg  does the same with a Semantic FPN
 # make demo-search  trains a supernet, slims it to half its latency here, and trains the result
 # make test      runs the tests
-# make lint      checks the style
+# make lint      checks the style and the types
+# make docs      builds the site of the documentation in site/
+# make wheel-test  builds the wheel and the sdist in dist/ and tries each, installed
 # Each makes its environment first, in .venv; VENV=folder takes or makes another.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-seg demo-search test lint env clean
+.PHONY: demo demo-seg demo-search test lint docs wheel-test env clean
 
 VENV ?= .venv
 BASE_PYTHON ?= python3 python3.11 python3.12 python3.10
 REQUIREMENTS ?= requirements/onedl.txt
-# The environment is made again when what it is made of has changed.
+# The environment is rebuilt when the requirements change.
 STAMP := $(VENV)/.made-$(shell cat $(REQUIREMENTS) | sha256sum | cut -c1-16)
 PYTHON := $(VENV)/bin/python
+# The documentation has an environment of its own: it needs neither torch nor this package.
+DOCS_STAMP := $(VENV)-docs/.made-$(shell cat requirements/docs.txt | sha256sum | cut -c1-16)
+
+# Sets $$python to the first of BASE_PYTHON that is there and has a supported version.
+define FIND_PYTHON
+python=$$(for name in $(BASE_PYTHON); do
+    "$$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+        2>/dev/null && echo "$$name" && break
+done) || { echo "Python 3.10, 3.11 or 3.12 is needed, and none is on the PATH" >&2; exit 1; }
+endef
 
 # A demo's config, its data as make_shapes.py takes it, the metrics it has to reach, and what
 # infer.py draws of it.
@@ -71,20 +83,44 @@ test: env
 
 lint: env
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+# Broken links and references are errors.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+	@echo "Look at site/index.html"
+
+# Each is installed into an environment that has the packages of $(VENV), but not this one. The
+# wheel is built out of the sdist, so nothing that it needs is missing there.
+wheel-test: env
+	rm -rf dist build/installed
+	$(PYTHON) -m build --quiet --no-isolation --outdir dist
+	for file in dist/*.whl dist/*.tar.gz; do
+	    $(PYTHON) -m venv --clear --without-pip build/installed
+	    python=$(CURDIR)/build/installed/bin/python
+	    $(PYTHON) -c 'import sys; print(*(path for path in sys.path if "-packages" in path), sep="\n")' \
+	        > "$$($$python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	    $(PYTHON) -m pip --python $$python install -q --no-deps --no-build-isolation \
+	        --ignore-installed $$file
+	    (cd build/installed && $$python $(CURDIR)/.ci/smoke.py)
+	done
 
 # The package itself is installed every time: the environment may have served another clone.
 env: $(STAMP)
 	$(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+
+$(DOCS_STAMP):
+	@$(FIND_PYTHON)
+	"$$python" -m venv --clear $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install -q -r requirements/docs.txt
+	touch $@
 
 $(STAMP):
 	@if [ -n "$$(ls -A $(VENV) 2>/dev/null)" ] && ! ls $(VENV)/.made-* >/dev/null 2>&1; then
 	    echo "$(VENV) exists and was not made by make: remove it, or name another with VENV=" >&2
 	    exit 1
 	fi
-	python=$$(for name in $(BASE_PYTHON); do
-	    "$$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
-	        2>/dev/null && echo "$$name" && break
-	done) || { echo "Python 3.10, 3.11 or 3.12 is needed, and none is on the PATH" >&2; exit 1; }
+	$(FIND_PYTHON)
 	echo "Making the environment $(VENV) of $(REQUIREMENTS), which takes a few minutes"
 	"$$python" -m venv --clear $(VENV)
 	touch $(VENV)/.made-half
@@ -92,5 +128,5 @@ $(STAMP):
 	mv $(VENV)/.made-half $@
 
 clean:
-	rm -rf .venv build *.egg-info data/shapes data/shapes_ade20k work_dirs/demo work_dirs/demo-seg \
-	    work_dirs/demo-search
+	rm -rf .venv .venv-docs build dist site *.egg-info data/shapes data/shapes_ade20k \
+	    work_dirs/demo work_dirs/demo-seg work_dirs/demo-search

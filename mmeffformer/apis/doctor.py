@@ -12,8 +12,9 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__, ops
+from .. import ops
 from ..datasets import check_dataset
+from ..version import __version__
 from .options import set_data_root
 
 # Import name: distributions of the original, distributions of the maintained fork.
