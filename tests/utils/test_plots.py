@@ -1,4 +1,4 @@
-"""Reading logs and laying out pictures."""
+"""Logs and plots."""
 import itertools
 import json
 
@@ -9,7 +9,6 @@ from matplotlib import pyplot as plt
 
 from mmeffformer.utils.plots import (
     Mark,
-    TimedMark,
     learning_curve,
     page,
     pareto_front,
@@ -54,8 +53,8 @@ def test_learning_curve_plots_what_was_logged(tmp_path, monkeypatch):
     assert cv2.imread(str(tmp_path / 'curve.png')).shape[1] > 1000
 
 
-def test_a_folder_without_logs_is_explained(tmp_path):
-    with pytest.raises(FileNotFoundError, match='expected the work dir of a training run'):
+def test_a_folder_without_logs(tmp_path):
+    with pytest.raises(FileNotFoundError, match='expected the work_dir of a training run'):
         read_scalars(tmp_path)
 
 
@@ -105,14 +104,14 @@ def test_pareto_front_is_what_no_other_beats():
 def test_tradeoff_with_front_spreads_and_caption(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plt, 'close', drawn.append)
-    marks = [TimedMark('L1', 'A', 2., 30., None, (1.5, 2.5)),
-             TimedMark('18', 'B', 4., 20., None, (3., 5.)),
+    marks = [Mark('L1', 'A', 2., 30., None, (1.5, 2.5)),
+             Mark('18', 'B', 4., 20., None, (3., 5.)),
              Mark('L3', 'A', 3., 40., None)]
-    tradeoff({('eager', 'AP, %'): marks}, 'ms', tmp_path / 'plot.png', front=True, caption='why')
+    tradeoff({('eager', 'AP, %'): marks}, 'ms', tmp_path / 'plot.png', front=True, caption='note')
     ax, = drawn[0].axes
     front, = [line for line in ax.lines if line.get_drawstyle() == 'steps-post']
-    # On to the right of all, as time beyond the best brought no more.
+    # The front extends to the most expensive network.
     assert front.get_xydata().tolist() == [[2, 30], [3, 40], [4, 40]]
     assert [segment.tolist() for lines in ax.collections for segment in lines.get_segments()] == [
         [[1.5, 30], [2.5, 30]], [[3, 20], [5, 20]]]
-    assert drawn[0].get_supxlabel() == 'why'
+    assert drawn[0].get_supxlabel() == 'note'
