@@ -1,4 +1,4 @@
-"""Comparisons behind the paper's observations."""
+"""Comparisons of the paper's observations."""
 from collections import defaultdict
 
 import torch

@@ -4,7 +4,7 @@
       --runtimes pytorch onnx openvino --shape 224 224 --out profiles/NAME
 
 Models are written as for tools/benchmark.py, for example l1:unfused. --observations times the
-comparisons behind the four observations of the EfficientFormer paper (section 3), also without
+comparisons of the four observations in the EfficientFormer paper (section 3), also without
 models. The folder --out receives results.json, results.md and a picture for each runtime.
 """
 import os
