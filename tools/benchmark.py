@@ -20,7 +20,7 @@ from mmeffformer.apis.options import exit_on_error  # noqa: E402
 from mmeffformer.apis.report import read_published  # noqa: E402
 from mmeffformer.latency import benchmark  # noqa: E402
 from mmeffformer.latency.candidates import DTYPES, RUNTIMES, Setting, candidates  # noqa: E402
-from mmeffformer.latency.results import load, notes, title  # noqa: E402
+from mmeffformer.latency.results import load, markdown, notes, title  # noqa: E402
 from mmeffformer.utils import plots  # noqa: E402
 from mmeffformer.utils.console import print_table, progress_bar  # noqa: E402
 
@@ -94,7 +94,7 @@ def report(results: dict, out: Path, accuracy: str):
     columns, rows = benchmark.table(results)
     print_table(title(results), columns, rows, '\n'.join(notes(results)))
     saved = [out / 'results.json', out / 'results.md']
-    saved[1].write_text(benchmark.markdown(results))
+    saved[1].write_text(markdown(results, (columns, rows, benchmark.LEGEND)))
     label, model, metric = ACCURACIES[accuracy]
     published = {name.partition('_3rdparty')[0].replace('efficientformer', 'effformer')
                  .replace('-', '_'): values for name, values in read_published().items()}

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..models import ARCHS
-from ..utils.markdown import markdown_table
 from ..utils.plots import Mark
 from .candidates import DTYPES, RUNTIMES, TIMM, Candidate, Setting, build
 from .results import (
@@ -14,7 +13,6 @@ from .results import (
     build_all,
     header,
     machine,
-    notes,
     product_flops,
     time_rounds,
     title,
@@ -105,13 +103,6 @@ def _digits(ms: float) -> str:
 
 def _mib(size: Optional[int]) -> str:
     return NONE if size is None else f'{size / MIB:.0f}'
-
-
-def markdown(results: Results) -> str:
-    """Return the table with the settings and a legend."""
-    lines = [f'### {title(results)}', '', *(f'- {line}' for line in notes(results)), '',
-             markdown_table(*table(results)), '']
-    return '\n'.join(lines + ([LEGEND, ''] if results['baselines'] else []))
 
 
 def network_name(model: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from ..utils.files import atomic_write
+from ..utils.markdown import markdown_table
 from .candidates import Candidate, Setting
 from .timing import Progress, cpu_name, interleave, spread
 
@@ -150,3 +151,11 @@ def product_flops(results: Results, dtype: str) -> float:
     """Return the FLOP/s of the matrix product in ``dtype``."""
     product = results['matrix_product'][dtype]
     return 2 * product['size'] ** 3 / spread(product['samples_ms']).median * 1e3
+
+
+def markdown(results: Results, *tables: Tuple[Sequence[str], Sequence[Sequence[str]], str]) -> str:
+    """Return the title, the notes, and tables of columns, rows and a legend."""
+    lines = [f'### {title(results)}', '', *(f'- {line}' for line in notes(results)), '']
+    for columns, rows, legend in tables:
+        lines += [markdown_table(columns, rows), '', legend, '']
+    return '\n'.join(lines)

@@ -30,7 +30,7 @@ def figure(out: Path, figsize: Tuple[float, float], rows: int = 1, columns: int 
     """
     fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout='constrained')
     if caption:
-        fig.supxlabel(caption, fontsize=8, color='dimgrey')
+        fig.supxlabel(caption, fontsize=8, color='dimgrey', wrap=True)
     try:
         yield fig, *axes.flat
         with atomic_write(out) as tmp_path:

@@ -7,9 +7,9 @@ from torch import nn
 
 from mmeffformer.latency import benchmark
 from mmeffformer.latency import results as latency_results
-from mmeffformer.latency.benchmark import markdown, network_name, run, table, tradeoff
+from mmeffformer.latency.benchmark import LEGEND, network_name, run, table, tradeoff
 from mmeffformer.latency.candidates import Built, Candidate, Setting
-from mmeffformer.latency.results import load
+from mmeffformer.latency.results import load, markdown
 
 SETTING = Setting((64, 64))
 L1, S0 = Candidate('l1'), Candidate('s0', 'onnx')
@@ -106,8 +106,8 @@ def test_table_of_training():
 
 
 def test_markdown_has_machine_versions_and_rate():
-    text = markdown(results(timed('l1', [20., 30., 40.]),
-                            timed('s0', [], error='ValueError: a | b')))
+    found = results(timed('l1', [20., 30., 40.]), timed('s0', [], error='ValueError: a | b'))
+    text = markdown(found, (*table(found), LEGEND))
     assert '### Inference of 1 image of 64 x 64 px' in text
     assert f'torch {torch.__version__.partition("+")[0]}' in text
     assert '1000 x 1000: 200 GFLOP/s' in text

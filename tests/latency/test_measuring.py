@@ -1,21 +1,19 @@
 """Measurement of a latency table, on a simulated machine and in all runtimes."""
 import itertools
 
-import numpy as np
 import pytest
-import torch
 from support.latency import TINY, simulated_ms, simulated_table
 
 from mmeffformer.latency import measuring
 from mmeffformer.latency.measuring import (
-    copies,
     measure,
     measure_networks,
     new_header,
     open_table,
     time_steadily,
 )
-from mmeffformer.latency.table import BLOCKS, LatencyTable, Part, parts, parts_of
+from mmeffformer.latency.parts import copies
+from mmeffformer.latency.table import LatencyTable, Part, parts, parts_of
 from mmeffformer.latency.validation import check
 from mmeffformer.models import ARCHS
 
@@ -181,40 +179,6 @@ def test_check_of_an_exact_table(machine, tmp_path):
     assert check(table, count=4, seed=1)['median_error'] > 1
 
 
-@pytest.mark.parametrize('runtime', measuring.RUNTIMES)
-@pytest.mark.parametrize('part', [
-    Part('MB4D', 1, (32, )), Part('MB3D', 3, (32, )), Part('embedding', 2, (16, 32)),
-    Part('stem', 0, (16, ))], ids=str)
-def test_copies_compute_what_a_network_computes(part, runtime, tmp_path):
-    shape = (64, 96)
-    count = copies(part, shape)
-    torch.manual_seed(0)
-    module, image = measuring.build_part(part, count, shape)
-    weights = [p.data_ptr() for name, p in module.named_parameters() if name.endswith('weight')]
-    assert len({*weights}) == len(weights) >= count == 12  # separate weights
-    with torch.no_grad():
-        expected = module(image)
-    grid = dict(MB4D=(8, 12), MB3D=(2, 3), embedding=(4, 6), stem=(16, 24))[part.kind]
-    assert expected.shape == (1, part.widths[-1], *grid)
-
-    torch.manual_seed(0)
-    call, found = measuring.open_part(part, new_header(runtime, shape), tmp_path)
-    actual = call()
-    assert found == count
-    if runtime != 'pytorch':
-        outputs = list(actual.values() if hasattr(actual, 'values') else actual)
-        assert len(outputs) == (1 if part.kind in BLOCKS else count)
-        assert len({array.tobytes() for array in map(np.array, outputs)}) == len(outputs)
-        actual = torch.from_numpy(np.array(outputs[-1]))
-        if part.kind not in BLOCKS:
-            expected = expected.mean((2, 3), keepdim=True)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
-
-
-def test_copies_exceed_the_caches():
-    assert copies(Part('MB4D', 3, (512, )), (224, 224)) == 8  # 8 MiB each
-    assert copies(Part('MB4D', 0, (64, )), (224, 224)) == 12
-    # 4,200 tokens: 565 MB of bias each.
-    assert copies(Part('MB3D', 2, (64, )), (800, 1344)) == 2
+def test_groups_fit_into_memory():
     large = [Part('MB3D', 2, (16 * i, )) for i in range(1, 5)]
     assert list(map(len, measuring.group_parts(large, (800, 1344)))) == [2, 2]

@@ -20,9 +20,8 @@ from mmeffformer.apis.options import exit_on_error  # noqa: E402
 from mmeffformer.latency import observations, operators  # noqa: E402
 from mmeffformer.latency.candidates import RUNTIMES, Setting, candidates  # noqa: E402
 from mmeffformer.latency.exported import require_packages  # noqa: E402
-from mmeffformer.latency.results import machine, notes, title  # noqa: E402
+from mmeffformer.latency.results import machine, markdown, notes, title  # noqa: E402
 from mmeffformer.utils.console import print_table, progress_bar  # noqa: E402
-from mmeffformer.utils.markdown import markdown_table  # noqa: E402
 from mmeffformer.utils.plots import stacked_bars  # noqa: E402
 
 
@@ -72,15 +71,15 @@ def main():
 
 def report(results: dict, out: Path):
     """Print the tables, and save them and the pictures in the folder of ``results.json``."""
-    lines = [f'### {title(results)}', '', *(f'- {line}' for line in notes(results)), '']
+    tables = []
     for module in (operators, observations):
         columns, rows = module.table(results)
         if rows:
             print_table(title(results), columns, rows,
                         '\n'.join([module.LEGEND, *notes(results)]))
-            lines += [markdown_table(columns, rows), '', module.LEGEND, '']
+            tables.append((columns, rows, module.LEGEND))
     saved = [out / 'results.json', out / 'results.md']
-    saved[1].write_text('\n'.join(lines))
+    saved[1].write_text(markdown(results, *tables))
     for runtime in dict.fromkeys(entry['runtime'] for entry in results['candidates']):
         bars = operators.bars(results, runtime)
         if not bars:
