@@ -26,7 +26,7 @@ from mmeffformer.utils.console import print_table, progress_bar  # noqa: E402
 
 # Axis label, and the metafiles' names of model and metric, where {} is the network's name.
 ACCURACIES = {
-    'top1': ('ImageNet-1K top-1, %', '{}', 'Top 1 Accuracy'),
+    'top1': ('ImageNet-1K top-1, %', '{}', 'Top 1 Accuracy 300 Epochs'),
     'box_ap': ('Mask R-CNN 1x, COCO box AP, %', 'maskrcnn_{}', 'box AP'),
     'miou': ('Semantic FPN, ADE20K mIoU, %', 'semfpn_{}', 'mIoU'),
 }
@@ -96,9 +96,7 @@ def report(results: dict, out: Path, accuracy: str):
     saved = [out / 'results.json', out / 'results.md']
     saved[1].write_text(markdown(results, (columns, rows, benchmark.LEGEND)))
     label, model, metric = ACCURACIES[accuracy]
-    published = {name.partition('_3rdparty')[0].replace('efficientformer', 'effformer')
-                 .replace('-', '_'): values for name, values in read_published().items()}
-    names = {entry['model'] for entry in results['candidates']}
+    published, names = read_published(), {entry['model'] for entry in results['candidates']}
     figures = {name: published.get(model.format(benchmark.network_name(name)), {}).get(metric, '')
                for name in names}
     panels = benchmark.tradeoff(results, figures, label)

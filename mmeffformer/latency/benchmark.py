@@ -35,7 +35,6 @@ def run(chosen: Sequence[Candidate], baselines: Sequence[Candidate], setting: Se
 
     Args:
         baselines: Candidates that all are compared with; they are timed too.
-        progress: Receives the current step as text, the steps done and the number of steps.
     """
     order = list(dict.fromkeys([*chosen, *baselines]))
     results = dict(header=header(setting, rounds, seed), baselines=list(map(str, baselines)),

@@ -98,7 +98,6 @@ def measure(table: LatencyTable, path: Union[str, Path], progress: Progress = no
     Args:
         table: Table of :func:`open_table`.
         path: File to save to.
-        progress: Receives the current step as text, the parts done and the number of parts.
     """
     count = len(parts_of(table.header))
     todo = [part for part in table.missing() if part.kind != OVERHEAD]
@@ -236,7 +235,6 @@ def measure_networks(archs: Mapping[str, Arch], header: Mapping[str, Any], round
         archs: By name, of any widths.
         header: Header of the table.
         rounds: Samples of each.
-        progress: Receives the current step as text, the steps done and the number of steps.
 
     Raises:
         ValueError: The table is of another machine, or of other versions.

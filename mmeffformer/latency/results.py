@@ -67,7 +67,6 @@ def time_rounds(results: Results, timers: Sequence[TimerEntry], out: Path, progr
         results: Has the lists of the timers inside.
         timers: Name, timer, and the list that receives a sample in each complete round.
         out: Folder of ``results.json``.
-        progress: Called before every sample.
     """
     head = results['header']
     save(results, out)

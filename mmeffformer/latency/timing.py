@@ -3,13 +3,13 @@
 The speed of a machine drifts with its clock and its other load. Calls that are compared are
 therefore interleaved: each is timed once per round, in shuffled order, and compared within rounds.
 """
-import gc
 import math
 import platform
 import random
 import time
 import warnings
 from itertools import accumulate
+from timeit import timeit
 from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -57,7 +57,8 @@ class Timer:
 
     def __init__(self, call: Call, device: str = 'cpu', warm_ups: int = WARM_UPS,
                  min_ms: float = MIN_MS):
-        self.call, self.device, self.repeats = call, device, 1
+        self.call, self.repeats = call, 1
+        self.synchronize = torch.cuda.synchronize if device == 'cuda' else lambda: None
         for _ in range(warm_ups):
             ms = self._elapsed_ms()
         self.repeats = max(1, math.ceil(min_ms / max(ms, 1e-3)))
@@ -68,28 +69,13 @@ class Timer:
         return self._elapsed_ms() / self.repeats
 
     def _elapsed_ms(self) -> float:
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            if self.device == 'cuda':
-                return self._elapsed_cuda_ms()
-            start = time.perf_counter()
+        def sample():
             for _ in range(self.repeats):
                 self.call()
-            return 1e3 * (time.perf_counter() - start)
-        finally:
-            if collecting:
-                gc.enable()
+            self.synchronize()
 
-    def _elapsed_cuda_ms(self) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(self.repeats):
-            self.call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
+        self.synchronize()
+        return 1e3 * timeit(sample, timer=time.perf_counter, number=1)  # garbage collection is off
 
 
 def no_progress(text: str, done: int, steps: int) -> None:
