@@ -84,11 +84,7 @@ def _fused(module: nn.Module) -> nn.Module:
 
 def observe(results: Results, setting: Setting, runtimes: Sequence[str], out: Path,
             progress: Progress = no_progress) -> None:
-    """Time the trials in the rounds of ``results``, and save them. Ctrl-C ends early.
-
-    Args:
-        runtimes: 'pytorch', 'onnx' or 'openvino'.
-    """
+    """Time the trials in the rounds of ``results``, and save them. Ctrl-C ends early."""
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     timers: List[TimerEntry] = []

@@ -60,18 +60,15 @@ def convolution_kind(shape_in: Sequence[int], shape_out: Sequence[int]) -> str:
     return EMBEDDING if min(shape_out[2:]) < min(shape_in[2:]) else CONVOLUTION
 
 
-def kinds_by_shape(network: nn.Module, image: Tensor) -> Dict[Tuple, str]:
-    """Return ``EMBEDDING`` by input and weight shape, and ``LINEAR`` by (in, out) channels.
-
-    PyTorch's profiler shows shapes, but neither strides nor modules.
-    """
-    found: Dict[Tuple, str] = {}
+def kinds_by_shape(network: nn.Module, image: Tensor) -> Dict[str, str]:
+    """Return ``EMBEDDING`` by input and weight shape, ``LINEAR`` by (in, out), shapes as text."""
+    found: Dict[str, str] = {}
 
     def note(module: nn.Module, inputs: Tuple[Tensor, ...], output: Tensor):
         if isinstance(module, nn.Linear):
-            found[tuple(module.weight.t().shape)] = LINEAR
+            found[str([*module.weight.t().shape])] = LINEAR
         elif convolution_kind(inputs[0].shape, output.shape) == EMBEDDING:
-            found[tuple(inputs[0].shape), tuple(module.weight.shape)] = EMBEDDING
+            found[str([[*inputs[0].shape], [*module.weight.shape]])] = EMBEDDING
 
     hooks = [module.register_forward_hook(note) for module in network.modules()
              if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -82,7 +79,7 @@ def kinds_by_shape(network: nn.Module, image: Tensor) -> Dict[Tuple, str]:
     return found
 
 
-def profile_torch(call: Call, by_shape: Mapping[Tuple, str], repeats: int) -> Kinds:
+def profile_torch(call: Call, by_shape: Mapping[str, str], repeats: int) -> Kinds:
     """Return the mean of some calls by PyTorch's profiler, each operator without those inside."""
     call()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
@@ -92,11 +89,10 @@ def profile_torch(call: Call, by_shape: Mapping[Tuple, str], repeats: int) -> Ki
     kinds = dict.fromkeys(KINDS, 0.)
     for each in profiled.key_averages(group_by_input_shape=True):
         kind = BETWEEN if each.key == CALL else kind_of(each.key)
-        shapes = [tuple(shape) for shape in each.input_shapes]
         if kind == CONVOLUTION:
-            kind = by_shape.get(tuple(shapes[:2]), kind)
-        elif kind == ATTENTION:
-            kind = next((by_shape[shape] for shape in shapes if shape in by_shape), kind)
+            kind = by_shape.get(str(each.input_shapes[:2]), kind)
+        elif kind == ATTENTION and any(str(shape) in by_shape for shape in each.input_shapes):
+            kind = LINEAR
         kinds[kind] += each.self_cpu_time_total / 1e3 / repeats
     return kinds
 
@@ -113,7 +109,7 @@ def profile_onnx(path: Path, image: Tensor, threads: int, repeats: int) -> Kinds
     for event in events:  # those of the first call are a warm-up
         if event['name'].endswith('_kernel_time') and event['ts'] >= starts[1]:
             kind = kind_of(event['args']['op_name'])
-            shapes, outputs = ([next(iter(each.values())) for each in event['args'][name]]
+            shapes, outputs = ([next(iter(each.values()), []) for each in event['args'][name]]
                                for name in ('input_type_shape', 'output_type_shape'))
             if kind == CONVOLUTION:
                 kind = convolution_kind(shapes[0], outputs[0])
@@ -162,11 +158,7 @@ def _times_ms(call: Call, count: int) -> List[float]:
 
 def profiler(network: nn.Module, candidate: Candidate, setting: Setting, folder: Path
              ) -> Tuple[Call, Callable[[int], Kinds]]:
-    """Return a call of a network of :func:`make`, and a profiler of N such calls.
-
-    Args:
-        folder: Receives exported files; keep it as long as either is used.
-    """
+    """Return a call of a network of :func:`make`, and a profiler of N such calls."""
     torch.set_num_threads(setting.threads)
     network.eval()
     torch.manual_seed(0)

@@ -39,7 +39,8 @@ class Attention(nn.Module):
     def forward(self, x):
         x = x[:, :, ::4, ::4].flatten(2).transpose(1, 2)
         q, k, v = self.qkv(self.norm(x)).split(8, 2)
-        return x + self.act(self.proj((q @ k.transpose(1, 2)).softmax(2) @ v))
+        scores = torch.einsum('bqd,bkd->bqk', q, k)
+        return x + self.act(self.proj(scores.softmax(2) @ v))
 
 
 class Pooling(nn.Module):

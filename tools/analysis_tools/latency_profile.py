@@ -80,14 +80,12 @@ def report(results: dict, out: Path):
             tables.append((columns, rows, module.LEGEND))
     saved = [out / 'results.json', out / 'results.md']
     saved[1].write_text(markdown(results, *tables))
-    for runtime in dict.fromkeys(entry['runtime'] for entry in results['candidates']):
-        bars = operators.bars(results, runtime)
-        if not bars:
-            continue
-        saved.append(out / f'{runtime}.png')
-        stacked_bars(bars, 'ms, by kind of operator',
-                     f'{RUNTIMES[runtime]}: {title(results).lower()}', saved[-1],
-                     'without profiler', f'{machine(results)}; shares are of the sum')
+    for runtime in operators.RUNTIMES:
+        if bars := operators.bars(results, runtime):
+            saved.append(out / f'{runtime}.png')
+            stacked_bars(bars, 'ms, by kind of operator',
+                         f'{RUNTIMES[runtime]}: {title(results).lower()}', saved[-1],
+                         'without profiler', f'{machine(results)}; shares are of the sum')
     print(f'saved {", ".join(map(str, saved))}')
 
 
