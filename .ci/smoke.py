@@ -20,6 +20,7 @@ with torch.inference_mode():
     shapes = [tuple(out.shape) for out in backbone(torch.zeros(1, 3, 64, 96))]
 assert shapes == [(1, 48, 16, 24), (1, 96, 8, 12), (1, 224, 4, 6), (1, 448, 2, 3)], shapes
 
+mmeffformer.patch_mmengine()  # mmengine then finds configs of mmeffformer
 config = hub.get_config('mmeffformer::detection/maskrcnn_effformer_l7.py')
 assert config.model.neck.in_channels == [96, 192, 384, 768]
 with TemporaryDirectory() as folder:

@@ -1,1 +1,1 @@
-"""How long networks take on a machine, and how much memory."""
+"""Latency and memory of networks: benchmark, time by operator, and the search's lookup table."""

@@ -1,52 +1,45 @@
-"""What the EfficientFormer paper observed on a phone, tried here: pairs timed in turns.
+"""The four observations of the EfficientFormer paper, timed on this machine.
 
-Section 3 of https://arxiv.org/abs/2206.01191. Weights are random.
+Section 3 of https://arxiv.org/abs/2206.01191 made them on a phone. Weights are random.
 """
 import tempfile
 from copy import deepcopy
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 
-from ..deploy.runtimes import SUFFIXES
 from ..models import EfficientFormer
 from ..models.attention import MB3D
 from ..models.backbone import Stage
 from ..models.fuse import fuse
 from ..models.layers import MB4D, ConvNorm, Stem
 from ..utils.complexity import complexity
-from . import benchmark
-from .candidates import FILES, OPEN, Setting, write_graph
-from .timing import Call, Timer, interleave, speed_up, spread
+from .candidates import Setting
+from .exported import FILES, open_module
+from .results import Results, TimerEntry, time_rounds
+from .timing import Progress, Timer, no_progress, speed_up, spread
 
-NOTE = '×: how many times as long as the first of its group, the median over rounds.'
+LEGEND = '×: time divided by that of the first of its group, the median over rounds.'
 
 
 class Trial(NamedTuple):
-    """A network, or part of one, that is timed beside others of its group.
+    """A network, or part of one, that is compared with the first of its group."""
 
-    Attributes:
-        observation: 1 to 4, of section 3 of the paper.
-        group: What is compared. The first of a group is what the others are compared with.
-        name: What sets it apart.
-        module: Fused, where fusing is not what sets it apart.
-        shape: (C, H, W) of its input.
-        torch_only: For PyTorch alone, as exported files are fused.
-    """
-
-    observation: int
+    observation: int  # 1 to 4, in section 3 of the paper
     group: str
     name: str
-    module: nn.Module
-    shape: Tuple[int, int, int]
-    torch_only: bool = False
+    module: nn.Module  # fused, except where fusing is the variant
+    shape: Tuple[int, int, int]  # (C, H, W) of its input
+    torch_only: bool = False  # exported files are always fused
 
 
 def trials(shape: Tuple[int, int]) -> Iterator[Trial]:
-    """Yield what the paper's observations are tried on, for images of (H, W) px."""
+    """Yield the trials of all observations for images of (H, W) px."""
     image, bn, relu = (3, *shape), dict(type='BN'), dict(type='ReLU')
     group = '384 channels at stride 16, as DeiT-S'
     widths = (3, 48, 96, 192, 384)
@@ -70,97 +63,66 @@ def trials(shape: Tuple[int, int]) -> Iterator[Trial]:
     yield Trial(2, group, 'pooling, no tokens', _fused(Stage(None, [
         MB4D(norm_cfg=bn, **cfg) for _ in range(4)])), features)
 
-    yield Trial(3, 'norms of L1', 'BN, folded', _fused(_l1()), image)
-    yield Trial(3, 'norms of L1', 'BN by itself', _l1().eval(), image, torch_only=True)
+    l1 = partial(EfficientFormer, 'l1', out_norm_cfg=None)
+    yield Trial(3, 'norms of L1', 'BN, folded', _fused(l1()), image)
+    yield Trial(3, 'norms of L1', 'BN, not folded', l1().eval(), image, torch_only=True)
     for name, cfg in (('GN of one group', dict(type='GN', num_groups=1)),
                       ('LN over channels', dict(type=LayerNorm2d))):
-        yield Trial(3, 'norms of L1', name, _fused(_l1(norm_cfg=cfg)), image)
+        yield Trial(3, 'norms of L1', name, _fused(l1(norm_cfg=cfg)), image)
     for name in ('none', 'ReLU', 'GELU', 'Hardswish', 'SiLU'):
         cfg = dict(type='Identity' if name == 'none' else name)
-        yield Trial(4, 'activations of L1', name, _fused(_l1(act_cfg=cfg)), image)
-
-
-def _l1(**options: Any) -> nn.Module:
-    return EfficientFormer('l1', out_norm_cfg=None, **options)
+        yield Trial(4, 'activations of L1', name, _fused(l1(act_cfg=cfg)), image)
 
 
 def _fused(module: nn.Module) -> nn.Module:
     fuse(module)
-    for each in reversed([*module.modules()]):  # parts of a backbone, inner ones first
+    for each in reversed([*module.modules()]):  # parts of a backbone, inner modules first
         if hasattr(each, 'fuse') and not hasattr(module, 'switch_to_deploy'):
             each.fuse()
     return module
 
 
-def observe(results: Dict[str, Any], setting: Setting, runtimes: Sequence[str], rounds: int,
-            seed: int, out: Path, progress: benchmark.Report = lambda *_: None):
-    """Time the trials in turns, into results, and save them. Ctrl-C ends the rounds early."""
+def observe(results: Results, setting: Setting, runtimes: Sequence[str], out: Path,
+            progress: Progress = no_progress) -> None:
+    """Time the trials in the rounds of ``results``, and save them. Ctrl-C ends early."""
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
-    timers, tried, entries = {}, [*trials(setting.shape)], {}
+    timers: List[TimerEntry] = []
     with tempfile.TemporaryDirectory() as folder:
-        for i, trial in enumerate(tried):
-            image = torch.randn(1, *trial.shape)
+        for trial, runtime in product(trials(setting.shape), runtimes):
+            if trial.torch_only and runtime in FILES:
+                continue
+            name = f'{trial.group}: {trial.name}, {runtime}'
+            progress(f'building {name}', 0, 1)
             macs = (complexity(deepcopy(trial.module), setting.shape)[-1].macs
                     if trial.observation == 1 else None)
-            for runtime in runtimes:
-                if trial.torch_only and runtime in FILES:
-                    continue
-                progress(f'building {trial.name} for {runtime}', i, len(tried))
-                key = f'{trial.group}: {trial.name}, {runtime}'
-                entries[key] = dict(observation=trial.observation, group=trial.group,
-                                    name=trial.name, runtime=runtime, macs=macs, samples_ms=[])
-                timers[key] = Timer(_call(trial.module, image, runtime, setting.threads,
-                                          Path(folder) / f'{len(timers)}'), min_ms=40)
-        pending = {}
-        try:
-            for i, sample in enumerate(interleave(timers, rounds, seed)):
-                progress(f'round {sample.round + 1}: {sample.name}', i, rounds * len(timers))
-                pending[sample.name] = sample.ms
-                if len(pending) == len(timers):  # whole rounds only, for comparing within them
-                    for key, ms in pending.items():
-                        entries[key]['samples_ms'].append(ms)
-                    results['header']['rounds_done'] = sample.round + 1
-                    results['observations'] = [*entries.values()]
-                    benchmark.save(results, out)
-                    pending.clear()
-        except KeyboardInterrupt:
-            results['header']['interrupted'] = True
+            call = open_module(trial.module, torch.randn(1, *trial.shape), runtime,
+                               setting.threads, Path(folder) / f'{len(timers)}.onnx')
+            entry = dict(observation=trial.observation, group=trial.group, name=trial.name,
+                         runtime=runtime, macs=macs, samples_ms=[])
+            results['observations'].append(entry)
+            timers.append((name, Timer(call, min_ms=40), entry['samples_ms']))
+        results['header']['rounds_done'] = 0
+        time_rounds(results, timers, out, progress)
         timers.clear()  # before the exported files are deleted
 
 
-def _call(module: nn.Module, image: Tensor, runtime: str, threads: int, path: Path) -> Call:
-    if runtime in FILES:
-        path = path.with_suffix(SUFFIXES[runtime])
-        write_graph(module, image, runtime, path)
-        return OPEN[runtime](path, image, threads)
-    module = module.to(memory_format=torch.channels_last)
-    image = image.to(memory_format=torch.channels_last)
-    return torch.no_grad()(lambda: module(image))
-
-
-def table(results: Dict[str, Any]) -> Tuple[List[str], List[List[str]]]:
-    """Return the columns, and a row of texts for each trial."""
-    entries = results['observations']
+def table(results: Results) -> Tuple[List[str], List[List[str]]]:
+    """Return the columns, and one row of texts per trial."""
+    entries = [entry for entry in results['observations'] if entry['samples_ms']]
     runtimes = list(dict.fromkeys(entry['runtime'] for entry in entries))
     columns = ['', 'compared', 'variant', 'MMACs', *(
         text for name in runtimes for text in (f'{name}, ms', 'quartiles', '×'))]
-    rows = []
-    for group, name in dict.fromkeys((entry['group'], entry['name']) for entry in entries):
-        alike = {entry['runtime']: entry for entry in entries
-                 if (entry['group'], entry['name']) == (group, name)}
-        one = next(iter(alike.values()))
-        row = [str(one['observation']), group, name,
-               f'{one["macs"] / 1e6:.0f}' if one['macs'] else '']
-        for runtime in runtimes:
-            if runtime not in alike:
-                row += ['–'] * 3
-                continue
-            first = next(entry for entry in entries
-                         if (entry['group'], entry['runtime']) == (group, runtime))
-            samples = alike[runtime]['samples_ms']
-            time_ms = spread(samples)
-            row += [f'{time_ms.median:.2f}', f'{time_ms.q1:.2f}–{time_ms.q3:.2f}',
-                    f'{speed_up(first["samples_ms"], samples):.2f}']
-        rows.append(row)
-    return columns, rows
+    first: Dict[Tuple[str, str], List[float]] = {}  # samples by group and runtime
+    rows: Dict[Tuple[str, str], List[str]] = {}  # by group and name
+    for entry in entries:
+        samples, group = entry['samples_ms'], entry['group']
+        baseline = first.setdefault((group, entry['runtime']), samples)
+        macs = f'{entry["macs"] / 1e6:.0f}' if entry['macs'] else ''
+        row = rows.setdefault((group, entry['name']), [
+            str(entry['observation']), group, entry['name'], macs, *['–'] * 3 * len(runtimes)])
+        column = 4 + 3 * runtimes.index(entry['runtime'])
+        time = spread(samples)
+        row[column:column + 3] = [f'{time.median:.2f}', f'{time.q1:.2f}–{time.q3:.2f}',
+                                  f'{speed_up(baseline, samples):.2f}']
+    return columns, [*rows.values()]

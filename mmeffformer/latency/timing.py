@@ -1,17 +1,16 @@
-"""Times of calls that are to be compared, and the memory that a call takes.
+"""Timing of calls that are compared, and the memory that a call needs.
 
-A machine is not as fast at noon as it was at ten: clocks and neighbours change. What is to be
-compared is therefore timed in turns, each call once in every round, in shuffled order, and
-compared within rounds.
+The speed of a machine drifts with its clock and its other load. Calls that are compared are
+therefore interleaved: each is timed once per round, in shuffled order, and compared within rounds.
 """
-import gc
 import math
 import platform
 import random
 import time
 import warnings
 from itertools import accumulate
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Sequence
+from timeit import timeit
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -20,8 +19,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], Any]
+Progress = Callable[[str, int, int], None]  # current step as text, steps done, number of steps
 
-MIN_MS = 20.  # what is faster is repeated, for the clock and the caches
+WARM_UPS = 2
+MIN_MS = 20.  # shorter calls are repeated, for the resolution of the clock and for warm caches
 
 
 class Spread(NamedTuple):
@@ -31,27 +32,33 @@ class Spread(NamedTuple):
     q1: float
     q3: float
 
+    @property
+    def unsteadiness(self) -> float:
+        return (self.q3 - self.q1) / self.median
+
 
 def spread(samples: Sequence[float]) -> Spread:
+    """Return median and quartiles of ``samples``."""
     return Spread(*map(float, np.percentile(samples, (50, 25, 75))))
 
 
 class Timer:
-    """Takes the time of a call, which it warms up first.
+    """Timer of one call, which it warms up first.
 
-    Calling the timer returns one sample: ms per call. A call shorter than ``min_ms`` is
-    repeated for it, after one that does not count, as the caches are then another's.
+    Calling the timer returns one sample: ms per call. A call shorter than ``min_ms`` is repeated,
+    after one repetition that does not count, because other calls have used the caches meanwhile.
 
     Args:
-        call: What is timed. On a GPU it need not wait for its results.
+        call: The call to time. On a GPU it need not wait for its results.
         device: 'cpu' or 'cuda'.
-        warm_ups: Calls before any that counts, at least one.
-        min_ms: How long the calls of a sample take together, at least.
+        warm_ups: Calls before the first that counts, at least one.
+        min_ms: Least duration of all repetitions of a sample together.
     """
 
-    def __init__(self, call: Call, device: str = 'cpu', warm_ups: int = 2,
+    def __init__(self, call: Call, device: str = 'cpu', warm_ups: int = WARM_UPS,
                  min_ms: float = MIN_MS):
-        self.call, self.device, self.repeats = call, device, 1
+        self.call, self.repeats = call, 1
+        self.synchronize = torch.cuda.synchronize if device == 'cuda' else lambda: None
         for _ in range(warm_ups):
             ms = self._elapsed_ms()
         self.repeats = max(1, math.ceil(min_ms / max(ms, 1e-3)))
@@ -62,48 +69,34 @@ class Timer:
         return self._elapsed_ms() / self.repeats
 
     def _elapsed_ms(self) -> float:
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            if self.device == 'cuda':
-                return self._elapsed_cuda_ms()
-            start = time.perf_counter()
+        def sample():
             for _ in range(self.repeats):
                 self.call()
-            return 1e3 * (time.perf_counter() - start)
-        finally:
-            if collecting:
-                gc.enable()
+            self.synchronize()
 
-    def _elapsed_cuda_ms(self) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(self.repeats):
-            self.call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
+        self.synchronize()
+        return 1e3 * timeit(sample, timer=time.perf_counter, number=1)  # garbage collection is off
 
 
-class Sample(NamedTuple):
-    round: int  # from 0
-    name: str
-    ms: float
+def no_progress(text: str, done: int, steps: int) -> None:
+    """Report nothing."""
 
 
-def interleave(timers: Mapping[str, Callable[[], float]], rounds: int, seed: int = 0
-               ) -> Iterator[Sample]:
-    """Yield a sample of each timer in every round, in an order shuffled anew each time."""
+def interleave(timers: Mapping[str, Callable[[], Any]], rounds: int, seed: int = 0,
+               progress: Progress = no_progress) -> Iterator[Dict[str, Any]]:
+    """Yield the samples of all timers per round, called in an order shuffled in each round."""
     shuffle, names = random.Random(seed).shuffle, list(timers)
     for i in range(rounds):
         shuffle(names)
+        samples = {}
         for name in names:
-            yield Sample(i, name, timers[name]())
+            progress(f'round {i + 1}: {name}', i * len(names) + len(samples), rounds * len(names))
+            samples[name] = timers[name]()
+        yield samples
 
 
 def speed_up(samples: Sequence[float], of_baseline: Sequence[float]) -> float:
-    """Return the median over rounds of the baseline's time by the other's time."""
+    """Return the median over rounds of the baseline's time divided by the other's time."""
     return float(np.median(np.divide(of_baseline, samples)))
 
 
@@ -114,10 +107,10 @@ def matmul(dtype: torch.dtype, device: str, size: int) -> Call:
 
 
 def peak_bytes(call: Call, device: str = 'cpu') -> int:
-    """Return how much torch's allocator held at most during a call, beyond what it held before.
+    """Return the peak of torch's allocator during a call, minus what was allocated before.
 
-    Weights and inputs exist before. Scratch that libraries allocate by themselves (oneDNN's,
-    cuDNN's handles) is not seen.
+    Weights and inputs exist before. Buffers that libraries allocate outside of torch (oneDNN's
+    scratch, cuDNN's handles) are not counted.
     """
     if device == 'cuda':
         torch.cuda.synchronize()
@@ -127,7 +120,7 @@ def peak_bytes(call: Call, device: str = 'cpu') -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # what the profiler says of use over several steps
+        warnings.simplefilter('ignore')  # the profiler's advice on several steps
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             call()
     # Allocations and frees in the order of time.
@@ -142,10 +135,10 @@ def _start(event) -> int:
 
 
 def kept_bytes(forward: Call, without: Iterable[Tensor] = ()) -> int:
-    """Return how much ``forward`` keeps for its backward: each storage once.
+    """Return the bytes that ``forward`` keeps for its backward, each storage counted once.
 
     Args:
-        without: Tensors that exist anyway, the network's parameters and buffers.
+        without: Tensors that are not counted: the network's parameters and buffers.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in without}
     kept: Dict[int, int] = {}
@@ -157,17 +150,16 @@ def kept_bytes(forward: Call, without: Iterable[Tensor] = ()) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = forward()  # holds the graph: as long as it lives, no storage is used again
+        outputs = forward()  # keeps the graph alive, so that no storage is reused
     del outputs
     return sum(kept.values())
 
 
 def cpu_name() -> str:
-    """Return the processor's name as Linux tells it, elsewhere as Python does."""
+    """Return the processor's name, on Linux from /proc/cpuinfo."""
     try:
         with open('/proc/cpuinfo') as lines:
-            names: List[str] = [line.partition(':')[2].strip() for line in lines
-                                if line.startswith('model name')]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+            return next(line.partition(':')[2].strip() for line in lines
+                        if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

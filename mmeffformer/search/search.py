@@ -15,7 +15,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from ..latency.table import LatencyTable, measured, title
+from ..latency.measuring import measure_networks
+from ..latency.table import LatencyTable, title
 from ..latency.timing import Spread
 from ..models.arch import ARCHS, Arch
 from ..utils.files import atomic_write
@@ -233,7 +234,7 @@ class Search:
         """Return the measured ms of networks by name; none where the table is of another machine.
         """
         try:
-            return measured(networks, self.table.header, rounds)
+            return measure_networks(networks, self.table.header, rounds)
         except ValueError as error:
             print_log(f'nothing is measured: {error}', logger='current', level=logging.WARNING)
             return {}

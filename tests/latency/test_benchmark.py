@@ -1,4 +1,4 @@
-"""Rounds of all candidates, and what is told of them."""
+"""Benchmark: rounds of all candidates, the table, and accuracy against time."""
 import json
 
 import pytest
@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from mmeffformer.latency import benchmark
-from mmeffformer.latency.benchmark import load, markdown, marks, published, run, table
+from mmeffformer.latency import results as latency_results
+from mmeffformer.latency.benchmark import LEGEND, network_name, run, table, tradeoff
 from mmeffformer.latency.candidates import Built, Candidate, Setting
+from mmeffformer.latency.results import load, markdown
 
 SETTING = Setting((64, 64))
 L1, S0 = Candidate('l1'), Candidate('s0', 'onnx')
@@ -16,7 +18,7 @@ BROKEN = Candidate('timm:efficientformer_l1')
 
 @pytest.fixture
 def built(monkeypatch):
-    """Stand-ins for networks, of which one cannot be built; the list of what was called."""
+    """Replace networks by calls that are listed; one candidate cannot be built."""
     calls = []
 
     def build(candidate, setting, folder):
@@ -37,52 +39,48 @@ def timed(name, samples, **values):
 
 
 def results(*entries, **head):
-    header = dict(benchmark.header(SETTING, 3, 0), rounds_done=3, cpu='CPU', **head)
+    header = dict(latency_results.header(SETTING, 3, 0), rounds_done=3, cpu='CPU', **head)
     # 2 * 1000 ** 3 FLOP in 10 ms are 200 GFLOP/s.
     return dict(header=header, baselines=['l1'], candidates=[*entries],
                 matrix_product=dict(fp32=dict(size=1000, samples_ms=[10., 10., 10.])))
 
 
-def test_all_are_timed_in_every_round_and_failures_are_told(built, tmp_path):
-    told = []
-    found = run([L1, BROKEN, S0], [L1], SETTING, 4, 0, tmp_path, lambda *args: told.append(args))
+def test_all_candidates_are_timed_in_every_round_and_failures_reported(built, tmp_path):
+    steps = []
+    found = run([L1, BROKEN, S0], [L1], SETTING, 4, 0, tmp_path, lambda *args: steps.append(args))
     assert [len(entry['samples_ms']) for entry in found['candidates']] == [4, 0, 4]
     assert [entry['error'] for entry in found['candidates']] == [
         None, 'RuntimeError: the size of a\nmust match b', None]
     assert len(found['matrix_product']['fp32']['samples_ms']) == 4
     assert found['header']['rounds_done'] == 4 and found['baselines'] == ['l1']
     assert {'l1', 's0:onnx'} == {*built}
-    assert load(tmp_path) == found
+    assert load(tmp_path, 'tools/benchmark.py') == found
     columns, rows = table(found)
     assert [row[0] for row in rows] == ['l1', 'timm:efficientformer_l1', 's0:onnx']
     assert [len(row) for row in rows] == [len(columns)] * 3
     assert rows[1][1:3] == ['failed', '–'] and 'the size of a must match b' in rows[1][-1]
     assert rows[2][-1] == 'odd'
-    assert told[0] == ('building l1', 0, 3) and told[-1][1:] == (11, 12)
+    assert steps[0] == ('building l1', 0, 3) and steps[-1][1:] == (11, 12)
 
 
-def test_a_baseline_is_timed_as_well(built, tmp_path):
+def test_a_baseline_is_timed_too(built, tmp_path):
     found = run([L1], [S0], SETTING, 1, 0, tmp_path)
     assert [entry['name'] for entry in found['candidates']] == ['l1', 's0:onnx']
     assert table(found)[0][3] == '× s0:onnx'
 
 
 @pytest.mark.parametrize('stop', [KeyboardInterrupt, MemoryError])
-def test_what_was_timed_before_the_end_is_kept(built, tmp_path, monkeypatch, stop):
-    def timers(*args):
-        for i, sample in enumerate(benchmark_interleave(*args)):
-            if i == 3 * 3 + 1:  # in the fourth round, of two networks and the product
-                raise stop
-            yield sample
+def test_an_interrupted_run_keeps_its_complete_rounds(built, tmp_path, stop):
+    def progress(text, done, steps):
+        if text.startswith('round') and done == 3 * 3 + 1:  # in round 4 of 2 networks, 1 product
+            raise stop
 
-    benchmark_interleave = benchmark.interleave
-    monkeypatch.setattr(benchmark, 'interleave', timers)
     if stop is KeyboardInterrupt:
-        assert run([L1, S0], [L1], SETTING, 9, 0, tmp_path)['header']['interrupted']
+        assert run([L1, S0], [L1], SETTING, 9, 0, tmp_path, progress)['header']['interrupted']
     else:
         with pytest.raises(stop):
-            run([L1, S0], [L1], SETTING, 9, 0, tmp_path)
-    found = load(tmp_path)
+            run([L1, S0], [L1], SETTING, 9, 0, tmp_path, progress)
+    found = load(tmp_path, 'tools/benchmark.py')
     assert found['header']['rounds_done'] == 3
     assert [len(entry['samples_ms']) for entry in found['candidates']] == [3, 3]
     assert '3 of 9 rounds' in markdown(found)
@@ -107,52 +105,57 @@ def test_table_of_training():
     assert rows[0][4:] == ['5', '3', '12.3']
 
 
-def test_markdown_says_on_what_and_how():
-    text = markdown(results(timed('l1', [20., 30., 40.]),
-                            timed('s0', [], error='ValueError: a | b')))
+def test_markdown_has_machine_versions_and_rate():
+    found = results(timed('l1', [20., 30., 40.]), timed('s0', [], error='ValueError: a | b'))
+    text = markdown(found, (*table(found), LEGEND))
     assert '### Inference of 1 image of 64 x 64 px' in text
     assert f'torch {torch.__version__.partition("+")[0]}' in text
     assert '1000 x 1000: 200 GFLOP/s' in text
     assert '| s0 | failed | – | – | – | – | – | – | ValueError: a / b |' in text
 
 
-@pytest.mark.parametrize('model, accuracy, figure', [
-    ('l1', 'top1', '79.2'), ('l', 'top1', '83.3'), ('s0', 'top1', '75.7'),
-    ('timm:resnet50', 'top1', ''), ('timm:convnext_tiny', 'box_ap', ''), ('s0', 'box_ap', ''),
-    ('l3', 'box_ap', '41.4'), ('l7', 'box_ap', '42.6 ?'), ('timm:resnet50', 'box_ap', '38.0'),
-    ('timm:resnet50.a1_in1k', 'miou', '36.7'), ('timm:poolformer_s24', 'miou', '40.3'),
-    ('timm:efficientformer_l3', 'miou', '43.5'), ('timm:efficientformerv2_l', 'box_ap', '44.7'),
-])
-def test_published_figures(model, accuracy, figure):
-    assert published(model, accuracy) == figure
+@pytest.mark.parametrize('model, name', [
+    ('l1', 'effformer_l1'), ('s0', 'effformerv2_s0'), ('l', 'effformerv2_l'),
+    ('timm:resnet50.a1_in1k', 'resnet50'), ('timm:poolformer_s24', 'poolformer_s24'),
+    ('timm:efficientformer_l3', 'effformer_l3'),
+    ('timm:efficientformerv2_l', 'effformerv2_l')])
+def test_networks_are_named_as_in_configs(model, name):
+    assert network_name(model) == name
 
 
-def test_marks_are_of_what_was_timed_and_published():
-    found = marks(results(
+def test_tradeoff_has_what_was_timed_and_published():
+    accuracy = {'l7': '42.6 ?', 'l1': '37.9', 'timm:resnet50': '38.0', 's0': '', 'l3': '41.4',
+                'timm:efficientformerv2_l': '44.7', 'timm:poolformer_s24': '40.1'}
+    found = tradeoff(results(
         timed('l7', [20., 30., 40.]), timed('l1', [9.], variants=['legacy', 'nchw']),
         timed('timm:resnet50', [7.], model='timm:resnet50'), timed('s0', [1.]), timed('l3', []),
+        timed('timm:poolformer_s24', [6.], model='timm:poolformer_s24'),
         timed('timm:efficientformerv2_l', [5.], model='timm:efficientformerv2_l',
-              runtime='onnx')), 'box_ap')
-    what = 'Mask R-CNN 1x, COCO box AP, %\npublished by the authors, not measured'
+              runtime='onnx')), accuracy, 'box AP, %')
+    quality = 'box AP, %\npublished by the authors, not measured'
     assert found == {
-        ('eager, fp32', what): [
+        ('eager, fp32', quality): [
             ('L7 ?', 'EfficientFormer', 30, 42.6, None, (25, 35)),
             ('L1', 'EfficientFormer (legacy, nchw)', 9, 37.9, None, (9, 9)),
-            ('50', 'ResNet', 7, 38.0, None, (7, 7))],
-        ('ONNX Runtime, fp32', what): [
+            ('50', 'resnet', 7, 38.0, None, (7, 7)),
+            ('S24', 'poolformer', 6, 40.1, None, (6, 6))],
+        ('ONNX Runtime, fp32', quality): [
             ('L', 'EfficientFormerV2 (timm)', 5, 44.7, None, (5, 5))]}
 
 
-def test_results_of_something_else_are_refused(tmp_path):
+def test_results_of_another_tool_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'results\.json does not exist'):
-        load(tmp_path)
+        load(tmp_path, 'tools/benchmark.py')
     (tmp_path / 'results.json').write_text(json.dumps([1]))
     with pytest.raises(ValueError, match='was not written by tools/benchmark.py'):
-        load(tmp_path)
+        load(tmp_path, 'tools/benchmark.py')
+    (tmp_path / 'results.json').write_text('{"header": 1, "candidates": []}')
+    with pytest.raises(ValueError, match='was not written by'):
+        load(tmp_path, 'tools/benchmark.py', 'baselines')
 
 
-def test_more_networks_of_a_class_than_dynamo_compiles_by_default():
-    """From the ninth on it would run eagerly, and be timed as if compiled."""
+def test_many_networks_of_a_class_are_compiled():
+    """The ninth would run eagerly, and be timed as if compiled."""
     from mmeffformer.latency.candidates import compiled
     counts = []
 

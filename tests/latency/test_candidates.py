@@ -1,4 +1,4 @@
-"""Specs, and what is built of them."""
+"""Specs of candidates, and the candidates that are built."""
 import sys
 
 import pytest
@@ -23,7 +23,7 @@ def names(*args):
     return list(map(str, candidates(*args)))
 
 
-def test_a_spec_is_run_by_all_runtimes_or_by_its_own():
+def test_a_spec_names_its_runtime_or_uses_all():
     assert names('l1', ['pytorch', 'onnx']) == ['l1', 'l1:onnx']
     assert names('l1:compile', ['pytorch', 'onnx']) == ['l1:compile']
     assert names('l3:nchw,legacy', ['pytorch', 'compile', 'onnx']) == [
@@ -38,21 +38,20 @@ def test_a_spec_is_run_by_all_runtimes_or_by_its_own():
 
 @pytest.mark.parametrize('spec, setting, message', [
     ('l9', TINY, "model 'l9' is unknown; choose from l1, l3, l7, s0, s1, s2, l, or write timm:"),
-    ('resnet50', TINY, 'as timm:resnet50'),
-    ('efficientformerv2_s0', TINY, 'as timm:efficientformerv2_s0'),
+    ('resnet50', TINY, "model 'resnet50' is unknown"),
     ('timm:resnet5o', TINY, "no model 'resnet5o'; it has resnet50"),
     ('l1:fast', TINY, "option 'fast' is unknown; choose from legacy, unfused"),
     ('timm:resnet18:unfused', TINY, 'unfused: for models of this project only'),
     ('l1:nchw,onnx', TINY, 'nchw: not with onnx'),
     ('l1:with_cp', TINY, 'with_cp: for training only'),
-    ('l1:unfused', TRAIN, 'in training always is'),
+    ('l1:unfused', TRAIN, 'in training always is unfused'),
     ('l1:onnx', TRAIN, 'for inference only'),
     ('l1:onnx', Setting(batch=2), 'not a batch of 2'),
     ('l1:onnx,bf16', TINY, 'in fp32 only'),
     ('timm:resnet18:openvino,int8', TINY, 'int8: for models of this project, with openvino'),
     ('l1:cuda-graphs', TINY, 'for --device cuda only'),
 ])
-def test_specs_that_make_no_sense_are_explained(spec, setting, message):
+def test_invalid_specs(spec, setting, message):
     with pytest.raises(ValueError, match=message):
         candidates(spec, setting=setting)
 
@@ -85,7 +84,7 @@ def test_no_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize('model', ['l1', 's0'])
-def test_variants_change_the_way_and_not_the_features(model, tmp_path):
+def test_variants_give_the_same_features(model, tmp_path):
     expected = build(Candidate(model, variants=('unfused', 'nchw')), TINY, tmp_path)
     fused = build(Candidate(model), TINY, tmp_path)
     features = fused.call()
@@ -100,7 +99,7 @@ def test_variants_change_the_way_and_not_the_features(model, tmp_path):
     assert fused.peak_bytes > 4 * sum(f.numel() for f in features)
 
 
-def test_legacy_and_bf16_are_what_they_say(tmp_path):
+def test_legacy_and_bf16_change_the_computation(tmp_path):
     network, _ = make(Candidate('l1', variants=('legacy', )), (64, 96))
     assert {m.mode for m in network.modules() if isinstance(m, AttentionBias)} == {'legacy'}
     coarse = build(Candidate('l1', dtype='bf16'), TINY, tmp_path).call()
@@ -121,7 +120,7 @@ def test_exported_files_give_the_features_of_pytorch(model, runtime, tmp_path):
 
 @pytest.mark.parametrize('model, channels, remark', [
     ('timm:resnet18', [64, 64, 128, 256, 512], ''),
-    ('timm:efficientformerv2_s0', [32, 48, 96, 176], ''),  # of one size, which it is told
+    ('timm:efficientformerv2_s0', [32, 48, 96, 176], ''),  # has one input size
     ('timm:vit_tiny_patch16_224', None, ''),
 ])
 def test_timm_networks_are_backbones(model, channels, remark, tmp_path):

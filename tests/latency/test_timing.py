@@ -1,4 +1,4 @@
-"""Samples in turns, and memory whose size can be told by hand."""
+"""Interleaved samples, and memory whose size is computed by hand."""
 import time
 
 import pytest
@@ -24,18 +24,23 @@ def test_spread_and_speed_up():
     assert speed_up([1., 1., 2., 2.], [3., 3., 6., 6.]) == 3
 
 
-def test_every_round_has_every_timer_in_an_order_of_its_own():
-    timers = {name: (lambda name=name: ord(name)) for name in 'abcdef'}
-    samples = list(interleave(timers, 8))
-    orders = [''.join(sample.name for sample in samples if sample.round == i) for i in range(8)]
-    assert len(samples) == 48 and all(sorted(order) == sorted('abcdef') for order in orders)
-    assert len({*orders}) == 8
-    assert samples == list(interleave(timers, 8)) != list(interleave(timers, 8, seed=1))
-    assert all(sample.ms == ord(sample.name) for sample in samples)
+def test_every_round_calls_every_timer_in_its_own_order():
+    called, steps = [], []
+    timers = {name: (lambda name=name: called.append(name) or ord(name)) for name in 'abcdef'}
+    rounds = list(interleave(timers, 8, progress=lambda *args: steps.append(args)))
+    assert rounds == [{name: ord(name) for name in 'abcdef'}] * 8
+    orders = [''.join(called[i:i + 6]) for i in range(0, 48, 6)]
+    assert all(sorted(order) == sorted('abcdef') for order in orders) and len({*orders}) == 8
+    assert steps[7] == (f'round 2: {called[7]}', 7, 48)
+    first = called[:]
+    for seed, same in ((0, True), (1, False)):
+        called.clear()
+        list(interleave(timers, 8, seed))
+        assert (called == first) == same
 
 
 def test_timer_repeats_what_is_short(monkeypatch):
-    """On a clock that goes on by 3 ms a call, and by 1 ms where a call is not counted."""
+    """Use a clock that advances by 3 ms per call."""
     now, calls = [0.], []
 
     def call():
@@ -46,7 +51,7 @@ def test_timer_repeats_what_is_short(monkeypatch):
     timer = Timer(call, warm_ups=2, min_ms=20)
     assert (timer.repeats, len(calls)) == (7, 2)
     assert timer() == pytest.approx(3)
-    assert len(calls) == 2 + 1 + 7  # the first of a turn does not count
+    assert len(calls) == 2 + 1 + 7  # the first of a sample does not count
     timer = Timer(call, warm_ups=1, min_ms=2)
     assert timer() == pytest.approx(3) and timer.repeats == 1 and len(calls) == 10 + 2
 
@@ -60,7 +65,7 @@ def test_peak_is_of_what_lives_at_once():
         a = torch.ones(1000, 250)  # 1 MB
         b = torch.empty(2000, 250)  # 2 MB
         del a
-        c = torch.empty(500, 250)  # takes the place of a: 0.5 MB
+        c = torch.empty(500, 250)  # reuses the memory of a: 0.5 MB
         return b, c
 
     assert peak_bytes(call) == pytest.approx(3e6, abs=1e3)

@@ -47,7 +47,8 @@ def assert_gradients_close(backbone, expected, relative: float = 1e-5, zero_in_t
 
 def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., float], **settings):
     """Save a latency table of this machine in which ``ms`` gives the ms of each part."""
-    from mmeffformer.latency.table import LatencyTable, new_header, parts_of
+    from mmeffformer.latency.measuring import new_header
+    from mmeffformer.latency.table import LatencyTable, parts_of
     header = dict(new_header(shape=shape, max_widths=max_widths, **settings), reference_ms=1.)
     LatencyTable(header, {str(part): dict(
         kind=part.kind, stage=part.stage + 1, widths=list(part.widths), ms=ms(part))

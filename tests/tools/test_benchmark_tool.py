@@ -19,7 +19,7 @@ def test_models_side_by_side(tmp_path):
     assert [*found] == ['s0', 's0:onnx', 's0:legacy,unfused,nchw', 'timm:efficientformer_l1',
                         'timm:efficientformer_l1:onnx', 'timm:resnet18']
     for name, entry in found.items():
-        failed = name.startswith('timm:efficientformer_l1')  # takes images of one size
+        failed = name.startswith('timm:efficientformer_l1')  # accepts one image size only
         assert len(entry['samples_ms']) == (0 if failed else 2), name
         assert ('RuntimeError' in (entry['error'] or '')) == failed, name
     assert found['s0']['params'] == found['s0:legacy,unfused,nchw']['params']
@@ -44,7 +44,7 @@ def test_training_step(tmp_path):
     assert not (tmp_path / 'accuracy.png').exists()
 
 
-def test_nothing_that_can_be_timed_fails(tmp_path):
+def test_exits_with_an_error_if_nothing_was_timed(tmp_path):
     printed = run_tool(TOOL, 'timm:efficientformer_l1', *SMALL, '--out', tmp_path, expect=1)
     assert 'nothing was timed' in printed and 'RuntimeError' in printed
 
@@ -52,8 +52,8 @@ def test_nothing_that_can_be_timed_fails(tmp_path):
 @pytest.mark.parametrize('options, message', [
     (['l9'], "benchmark.py: model 'l9' is unknown"),
     (['l1', '--rounds', '0'], 'benchmark.py: rounds 0: expected 1 or more'),
-    (['--render'], 'benchmark.py: --render takes no models'),
+    (['--render'], 'benchmark.py: --render needs --out'),
 ])
-def test_faults_of_the_user_are_one_line(options, message, tmp_path):
+def test_user_errors_are_one_line(options, message, tmp_path):
     printed = run_tool(TOOL, *options, expect=1)
     assert message in printed and 'Traceback' not in printed

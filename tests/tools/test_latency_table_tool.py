@@ -9,7 +9,7 @@ TOOL = 'tools/latency_table.py'
 TINY = ['--max-widths', '16', '32', '32', '32', '--shape', '64', '64', '--threads', '1']
 
 
-def test_a_table_measured_checked_and_gone_on_with(tmp_path):
+def test_a_table_is_measured_checked_and_resumed(tmp_path):
     out = tmp_path / 'deep' / 'table.json'
     command = [TOOL, *TINY, '--rounds', '2', '--check', '3', '--out', out]
     printed = run_tool(*command)
@@ -29,13 +29,13 @@ def test_a_table_measured_checked_and_gone_on_with(tmp_path):
     assert 'median absolute error' in printed and 'Spearman' in printed
     assert cv2.imread(str(out.with_suffix('.png'))) is not None
 
-    # What somebody took away is measured again, and the check with it; nothing else is.
+    # A missing entry is measured, and the check repeated; the other entries stay.
     taken = table['entries'].pop('MB4D stage2 32')
     out.write_text(json.dumps(table))
     run_tool(*command)
     again = json.loads(out.read_text())
     assert again['entries'].pop('MB4D stage2 32')['ms'] != taken['ms']
-    # The machine may have been seen faster, which all figures are brought to.
+    # If the machine was faster this time, all entries are scaled.
     faster = again['header']['reference_ms'] / header['reference_ms']
     for key, entry in table['entries'].items():
         assert again['entries'][key]['ms'] == pytest.approx(faster * entry['ms'])
@@ -48,7 +48,7 @@ def test_a_table_measured_checked_and_gone_on_with(tmp_path):
     assert out.read_bytes() == before
 
 
-def test_faults_of_the_user_are_one_line():
+def test_user_errors_are_one_line():
     printed = run_tool(TOOL, '--step', '24', expect=1)
     assert 'latency_table.py: max-widths 64 128 320 512: expected 4 multiples of 24' in printed
     assert 'Traceback' not in printed

@@ -1,4 +1,4 @@
-"""Reading logs and laying out pictures."""
+"""Logs and plots."""
 import itertools
 import json
 
@@ -9,13 +9,25 @@ from matplotlib import pyplot as plt
 
 from mmeffformer.utils.plots import (
     Mark,
-    TimedMark,
+    agreement,
+    figure,
     learning_curve,
     page,
     pareto_front,
     read_scalars,
+    stacked_bars,
     tradeoff,
 )
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return the list of the figures that are drawn, which stay open until the end."""
+    figures, close = [], plt.close
+    monkeypatch.setattr(plt, 'close', figures.append)
+    yield figures
+    for each in figures:
+        close(each)
 
 
 def log(work_dir, run, *records, tail=''):
@@ -41,21 +53,19 @@ def test_a_run_from_the_start_replaces_an_earlier_one(tmp_path):
         {'loss': {10: 1.}}, {'coco/bbox_mAP': {10: .25}}, 'iteration')
 
 
-def test_learning_curve_plots_what_was_logged(tmp_path, monkeypatch):
+def test_learning_curve_plots_what_was_logged(tmp_path, drawn):
     log(tmp_path, '1', dict(step=10, loss=3.), {'coco/bbox_mAP': .5, 'coco/bbox_mAP_s': 0,
                                                'step': 10}, dict(step=20, loss=2.))
-    plotted = []
-    monkeypatch.setattr(plt, 'close', lambda fig: plotted.extend(
-        (ax.get_xlabel(), line.get_label(), line.get_xydata().tolist())
-        for ax in fig.axes for line in ax.lines))
     learning_curve(tmp_path, tmp_path / 'curve.png')
+    plotted = [(ax.get_xlabel(), line.get_label(), line.get_xydata().tolist())
+               for ax in drawn[0].axes for line in ax.lines]
     assert plotted == [('iteration', 'loss', [[10, 3], [20, 2]]),
                        ('iteration', 'coco/bbox_mAP', [[10, .5]])]
     assert cv2.imread(str(tmp_path / 'curve.png')).shape[1] > 1000
 
 
-def test_a_folder_without_logs_is_explained(tmp_path):
-    with pytest.raises(FileNotFoundError, match='expected the work dir of a training run'):
+def test_a_folder_without_logs(tmp_path):
+    with pytest.raises(FileNotFoundError, match='expected the work_dir of a training run'):
         read_scalars(tmp_path)
 
 
@@ -68,9 +78,7 @@ def test_page_shows_every_image(tmp_path):
         assert (picture == colour).all(1).sum() > 1000
 
 
-def test_tradeoff_shows_published_and_measured(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plt, 'close', drawn.append)
+def test_tradeoff_shows_published_and_measured(tmp_path, drawn):
     marks = [Mark('L1 ?', 'A', 1., 30., 31.), Mark('L3', 'A', 4., 40., None),
              Mark('18', 'B', 1.05, None, 30.2)]
     tradeoff({('detector', 'AP, %'): marks, ('segmentor', 'mIoU, %'): marks[:1]}, 'GMACs',
@@ -102,17 +110,42 @@ def test_pareto_front_is_what_no_other_beats():
     assert pareto_front([]) == []
 
 
-def test_tradeoff_with_front_spreads_and_caption(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plt, 'close', drawn.append)
-    marks = [TimedMark('L1', 'A', 2., 30., None, (1.5, 2.5)),
-             TimedMark('18', 'B', 4., 20., None, (3., 5.)),
+def test_tradeoff_with_front_spreads_and_caption(tmp_path, drawn):
+    marks = [Mark('L1', 'A', 2., 30., None, (1.5, 2.5)),
+             Mark('18', 'B', 4., 20., None, (3., 5.)),
              Mark('L3', 'A', 3., 40., None)]
-    tradeoff({('eager', 'AP, %'): marks}, 'ms', tmp_path / 'plot.png', front=True, caption='why')
+    tradeoff({('eager', 'AP, %'): marks}, 'ms', tmp_path / 'plot.png', front=True, caption='note')
     ax, = drawn[0].axes
     front, = [line for line in ax.lines if line.get_drawstyle() == 'steps-post']
-    # On to the right of all, as time beyond the best brought no more.
+    # The front extends to the most expensive network.
     assert front.get_xydata().tolist() == [[2, 30], [3, 40], [4, 40]]
     assert [segment.tolist() for lines in ax.collections for segment in lines.get_segments()] == [
         [[1.5, 30], [2.5, 30]], [[3, 20], [5, 20]]]
-    assert drawn[0].get_supxlabel() == 'why'
+    assert drawn[0].get_supxlabel() == 'note'
+
+
+def test_bars_show_every_part(tmp_path, drawn):
+    stacked_bars({'a': (dict(x=1., y=3., z=-1.), 5.), 'b': (dict(x=2., y=2., z=.01), 4.)}, 'ms',
+                 'title', tmp_path / 'x/bars.png', 'whole')
+    ax, = drawn[0].axes
+    bars = {container.get_label(): [(bar.get_x(), bar.get_width()) for bar in container]
+            for container in ax.containers}
+    assert bars == {'x': [(0, 1), (0, 2)], 'y': [(1, 3), (2, 2)],
+                    'z': [(4, 0), (4, pytest.approx(.01))]}
+    assert [text.get_text() for text in ax.texts] == ['25%', '50%', '75%', '50%', '', '']
+    assert [text.get_text() for text in ax.get_yticklabels()] == ['a', 'b']
+    assert cv2.imread(str(tmp_path / 'x/bars.png')).shape[1] > 1000
+
+
+def test_agreement_labels_named_networks(tmp_path, drawn):
+    agreement([('l1', 20., 25.), ('random0', 10., 9.)], tmp_path / 'check.png', 'title', 'note')
+    ax, = drawn[0].axes
+    assert [dots.get_offsets().tolist() for dots in ax.collections[1:]] == [[[25, 20]], [[9, 10]]]
+    assert [text.get_text() for text in ax.texts] == ['l1']
+    assert drawn[0].get_supxlabel() == 'note' and (tmp_path / 'check.png').is_file()
+
+
+def test_a_failed_plot_leaves_no_file_and_no_figure(tmp_path):
+    with pytest.raises(KeyError), figure(tmp_path / 'plot.png', (4, 3)):
+        raise KeyError
+    assert not [*tmp_path.iterdir()] and not plt.get_fignums()

@@ -1,0 +1,37 @@
+"""Progress bars and tables of the command lines."""
+import warnings
+from contextlib import contextmanager
+from typing import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Context manager: show a bar on stderr, without warnings in between.
+
+    Yields:
+        A function of the current step as text, the steps done and the number of steps.
+    """
+    with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+                  TimeElapsedColumn(), console=Console(stderr=True),
+                  transient=True) as progress, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        task = progress.add_task('')
+        yield lambda text, done, steps: progress.update(task, description=text, completed=done,
+                                                        total=steps)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
+                caption: str = '') -> None:
+    """Print a table, with columns that fold where the terminal is narrow."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)
+    table = Table(title=title, caption=caption)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify='right' if i else 'left', overflow='fold')
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)
