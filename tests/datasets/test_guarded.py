@@ -14,7 +14,7 @@ from support.broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file, config_o
 from torch.utils.data import DataLoader
 
 from mmeffformer.datasets import BrokenData, GuardedDataset, check_annotations
-from mmeffformer.engine.hooks import TrainingStopped
+from mmeffformer.utils.errors import TrainingStopped
 
 ADVICE = '`python tools/check_data.py CONFIG` lists every broken file'
 
