@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import torch
 
-from ..apis import table2
+from ..apis.report import Model, read_models
 from ..models import ARCHS
 from ..utils.files import atomic_write
 from ..utils.plots import TimedMark
@@ -26,25 +26,19 @@ PACKAGES = ('torch', 'torchvision', 'timm', 'onnxruntime', 'openvino', 'mmefffor
 MIB = 2 ** 20
 NONE = '–'
 
-# ImageNet-1K top-1 in %, 224 x 224, 300 epochs, by the names of table2.ROWS. As published: V1 in
-# https://arxiv.org/abs/2206.01191, V2 in https://arxiv.org/abs/2212.08059.
-TOP1 = {'effformer_l1': '79.2', 'effformer_l3': '82.4', 'effformer_l7': '83.3',
-        'effformerv2_s0': '75.7', 'effformerv2_s1': '79.0', 'effformerv2_s2': '81.6',
-        'effformerv2_l': '83.3'}
-
 
 class Accuracy(NamedTuple):
-    """A published figure: its name with the unit, and its task and column in Table 2."""
+    """A published figure: its name with the unit, and the metafiles' names of model and metric."""
 
     title: str
-    task: str = ''
-    column: str = ''
+    model: str
+    metric: str
 
 
 ACCURACIES = {
-    'top1': Accuracy('ImageNet-1K top-1, %'),
-    'box_ap': Accuracy('Mask R-CNN 1x, COCO box AP, %', 'det', 'box AP'),
-    'miou': Accuracy('Semantic FPN, ADE20K mIoU, %', 'seg', 'mIoU'),
+    'top1': Accuracy('ImageNet-1K top-1, %', '{}', 'Top 1 Accuracy 300 Epochs'),
+    'box_ap': Accuracy('Mask R-CNN 1x, COCO box AP, %', 'maskrcnn_{}', 'box AP'),
+    'miou': Accuracy('Semantic FPN, ADE20K mIoU, %', 'semfpn_{}', 'mIoU'),
 }
 
 Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -275,21 +269,17 @@ def published(model: str, accuracy: str) -> str:
         model: As in :class:`Candidate`.
         accuracy: One of ``ACCURACIES``.
     """
-    row = _row(model)
-    if row is None:
-        return ''
-    if accuracy == 'top1':
-        return TOP1.get(row.config, '')
-    return table2.published(row, ACCURACIES[accuracy].task).get(ACCURACIES[accuracy].column, '')
+    entry = _entry(model, accuracy)
+    return entry.published.get(ACCURACIES[accuracy].metric, '') if entry else ''
 
 
-def _row(model: str) -> Optional[table2.Row]:
-    """The row of Table 2 that a model, ours or timm's, is the network of."""
+def _entry(model: str, accuracy: str) -> Optional[Model]:
+    """The metafile's entry for a model, ours or timm's, and the task of an accuracy."""
     if model.startswith(TIMM):  # the part after a dot names weights
         name = model[len(TIMM):].partition('.')[0].replace('efficientformer', 'effformer')
     else:
         name = f'effformer{"" if model in ARCHS else "v2"}_{model}'
-    return next((row for row in table2.ROWS if row.config == name), None)
+    return read_models().get(ACCURACIES[accuracy].model.format(name))
 
 
 def marks(results: Dict[str, Any], accuracy: str) -> Dict[Tuple[str, str], List[TimedMark]]:
@@ -302,16 +292,17 @@ def marks(results: Dict[str, Any], accuracy: str) -> Dict[Tuple[str, str], List[
         figure = published(entry['model'], accuracy)
         if not figure or not entry['samples_ms']:
             continue
-        row, time = _row(entry['model']), spread(entry['samples_ms'])
-        of = [*['timm'] * (entry['model'].startswith(TIMM) and 'Efficient' in row.family),
+        name = _entry(entry['model'], accuracy).metadata['Backbone']
+        family, _, size = name.partition('-')
+        time = spread(entry['samples_ms'])
+        of = [*['timm'] * (entry['model'].startswith(TIMM) and 'Efficient' in family),
               *entry['variants']]
         panel = (f'{RUNTIMES[entry["runtime"]]}, {entry["dtype"]}',
                  f'{ACCURACIES[accuracy].title}\npublished by the authors, not measured')
         panels.setdefault(panel, []).append(TimedMark(
-            row.name.removeprefix(row.family).strip('-')
-            + ('' if table2.confirmed(figure) else ' ?'),
-            row.family + (f' ({", ".join(of)})' if of else ''), time.median,
-            table2.number(figure), None, (time.q1, time.q3)))
+            size + ' ?' * figure.endswith('?'),
+            family + (f' ({", ".join(of)})' if of else ''), time.median,
+            float(figure.removesuffix(' ?')), None, (time.q1, time.q3)))
     return panels
 
 

@@ -158,6 +158,21 @@ class Backbone(BaseModule):
             report = self.pretrained_loader(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
             print_log(str(report), logger='current')
 
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args):
+        """As torch's, but a backbone that is the whole model takes any published layout.
+
+        ``mmengine.hub.get_model(..., pretrained=True)`` loads this way, and would else skip
+        every key.
+
+        Raises:
+            ValueError: No key is one of the backbone's, and no layout is recognised.
+        """
+        if not prefix and state_dict and not state_dict.keys() & self.state_dict().keys():
+            self.pretrained_loader(self, state_dict)
+            state_dict.clear()
+            state_dict.update(self.state_dict())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _freeze(self):
         frozen = [self.stem, *self.stages[:self.frozen_stages]] if self.frozen_stages >= 0 else []
         for module in frozen:
