@@ -161,13 +161,14 @@ class Backbone(BaseModule):
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args):
         """As torch's, but a backbone that is the whole model takes any published layout.
 
-        ``mmengine.hub.get_model(..., pretrained=True)`` loads this way, and would else skip
-        every key.
+        ``mmengine.hub.get_model(..., pretrained=True)`` loads this way, and skips unknown keys.
 
         Raises:
-            ValueError: No key is one of the backbone's, and no layout is recognised.
+            ValueError: The keys are neither the backbone's nor those of a published layout.
         """
-        if not prefix and state_dict and not state_dict.keys() & self.state_dict().keys():
+        native = state_dict.keys() <= self.state_dict().keys() or any(
+            key.startswith('stem.0.') for key in state_dict)  # timm's keys overlap elsewhere
+        if not prefix and not native:
             self.pretrained_loader(self, state_dict)
             state_dict.clear()
             state_dict.update(self.state_dict())
