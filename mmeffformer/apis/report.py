@@ -191,7 +191,7 @@ def _evaluation(path: Path, models: Mapping[str, Model]) -> Iterator[Measurement
 
 
 def _validation(work_dir: Path, models: Mapping[str, Model]) -> Iterator[Measurement]:
-    """The last validation of the training in a work dir, if any."""
+    """The last validation of the training run in a work dir, if any."""
     names = sorted(path.stem for path in work_dir.glob('*.py'))
     if not models.keys() & {*names}:
         return

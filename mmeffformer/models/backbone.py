@@ -159,7 +159,7 @@ class Backbone(BaseModule):
             print_log(str(report), logger='current')
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args):
-        """As torch's, but a backbone that is the whole model takes any published layout.
+        """Load a state dict; of any published layout if the backbone is the whole model.
 
         ``mmengine.hub.get_model(..., pretrained=True)`` loads this way, and skips unknown keys.
 

@@ -1,4 +1,4 @@
-"""Published figures beside what tools/train.py and tools/test.py leave, as read and as printed."""
+"""Published figures, and measured ones from the work dirs of tools/train.py and tools/test.py."""
 import json
 import os
 import socket
@@ -47,7 +47,7 @@ def leave_record(folder, name=DET, images=5000, meta=None, metrics=COCO):
 
 
 def leave_training(work_dir, *records, name=DET):
-    """Write what mmengine does in a training."""
+    """Write what mmengine logs of a training run."""
     path = work_dir / '20260101_000000/vis_data/scalars.json'
     path.parent.mkdir(parents=True)
     path.write_text('\n'.join(map(json.dumps, records)))

@@ -101,7 +101,7 @@ def test_collections_are_those_of_the_models(metafiles, repo_root):
 
 
 def test_the_model_index_library_reads_all(repo_root):
-    """As ``mim search`` and ``mim download`` do."""
+    """``mim search`` and ``mim download`` use this library."""
     models = {model.name: model for model in load(str(repo_root / 'model-index.yml')).models}
     assert len(models) == 13 + 13 + 7
     assert models['effformer_l3'].weights.endswith('efficientformer-l3_3rdparty_in1k_20220915'
