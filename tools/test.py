@@ -21,7 +21,7 @@ from mmeffformer.apis.options import (
     load_config,
     require_file,
 )
-from mmeffformer.apis.runs import record_evaluation
+from mmeffformer.apis.report import record_evaluation
 from mmeffformer.datasets import check_annotations, check_dataset
 from mmeffformer.deploy.runtimes import open_exported
 from mmeffformer.deploy.serve import ExportedModel

@@ -178,6 +178,22 @@ class Backbone(BaseModule):
             report = self.pretrained_loader(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
             print_log(str(report), logger='current')
 
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args):
+        """Load a state dict; of any published layout if the backbone is the whole model.
+
+        ``mmengine.hub.get_model(..., pretrained=True)`` loads this way, and skips unknown keys.
+
+        Raises:
+            ValueError: The keys are neither the backbone's nor those of a published layout.
+        """
+        native = state_dict.keys() <= self.state_dict().keys() or any(
+            key.startswith('stem.0.') for key in state_dict)  # timm's keys overlap elsewhere
+        if not prefix and not native:
+            self.pretrained_loader(self, state_dict)
+            state_dict.clear()
+            state_dict.update(self.state_dict())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _freeze(self):
         frozen = [self.stem, *self.stages[:self.frozen_stages]] if self.frozen_stages >= 0 else []
         for module in frozen:

@@ -3,6 +3,7 @@ norm_box = dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.])
 roi_levels = dict(type='SingleRoIExtractor', out_channels=256, featmap_strides=[4, 8, 16, 32])
 
 model = dict(
+    _scope_='mmdet',  # for mmengine.hub.get_model, which builds in this package's scope
     type='MaskRCNN',
     data_preprocessor=dict(
         type='DetDataPreprocessor',

@@ -2,6 +2,7 @@
 width = 256  # channels of the neck's outputs
 
 model = dict(
+    _scope_='mmseg',  # for mmengine.hub.get_model, which builds in this package's scope
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',

@@ -1,0 +1,3 @@
+# The backbone alone, with its published ImageNet weights:
+# mmengine.hub.get_model('mmeffformer::backbones/effformerv2_s0.py', pretrained=True)
+model = dict(type='mmeffformer.EfficientFormerV2', arch='s0', out_norm_cfg=None)
