@@ -3,7 +3,7 @@
     python tools/swap_backbone.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --arch l3 \
         --out work_dirs/retinanet_effformer_l3.py
 
-The written config has no base; pass it to tools/train.py. docs/hosts.md lists what changes and
+The written config has no base; pass it to tools/train.py. docs/guides/swap.md lists what changes and
 which configs are known to work.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter

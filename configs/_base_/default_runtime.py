@@ -7,7 +7,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # Neither changes what is computed; see docs/performance.md.
+    # Neither changes what is computed; see docs/results/performance.md.
     speed=dict(type='mmeffformer.SpeedHook', channels_last=False, compile=False))
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -1,6 +1,6 @@
 """Random backbones, options and inputs: each works as promised, or is refused by name.
 
-CI draws the same cases every time. To draw others, and more (docs/robustness.md):
+CI draws the same cases every time. To draw others, and more (docs/results/robustness.md):
     FUZZ_CASES=5000 pytest tests/models/test_fuzz.py --hypothesis-seed=1
 """
 import io
