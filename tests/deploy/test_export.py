@@ -4,6 +4,8 @@ import sys
 
 import pytest
 import torch
+from mmeffformer.deploy.serve import ExportedModel
+from mmeffformer.deploy.traceable import traceable
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -14,9 +16,7 @@ from mmeffformer.datasets import write_coco
 from mmeffformer.deploy import export as exporting
 from mmeffformer.deploy import fuse
 from mmeffformer.deploy.export import MismatchError, compare, expected_outputs, export
-from mmeffformer.deploy.runtimes import SUFFIXES, open_exported
-from mmeffformer.deploy.serve import ExportedModel
-from mmeffformer.deploy.traceable import traceable
+from mmeffformer.deploy.runtimes import SUFFIXES, ExportedFile
 from mmeffformer.utils.registry import MODELS
 
 KINDS = ['EfficientFormer', 'EfficientFormerV2']
@@ -61,7 +61,7 @@ def assert_same(model, what, file, sizes=SIZES):
     """Compare at the sizes and return how many detections there were."""
     inputs = [image(*size) for size in sizes]
     for each in compare(model, what, file, inputs):
-        assert each.good and each.inputs == len(sizes) and each.largest > 0, each
+        assert each.matches and each.inputs == len(sizes) and each.reference > 0, each
     return [len(expected_outputs(model, what, x).get('boxes', ())) for x in inputs]
 
 
@@ -71,7 +71,7 @@ def test_features_at_any_size(kind, to, build, tmp_path):
     compared = export(model, path, to, 'neck', (64, 96), dynamic=True, images=[image(50, 70)])
     assert [each.output for each in compared] == [f'feature{i}' for i in range(5)]
     assert all(each.inputs == 10 for each in compared)  # five sizes, random and given
-    assert_same(model, 'neck', open_exported(path, to))
+    assert_same(model, 'neck', ExportedFile(path, to))
 
 
 @pytest.mark.parametrize('mode', ['offset', 'legacy'])
@@ -80,7 +80,7 @@ def test_a_backbone_alone_and_its_bias_at_any_size(kind, mode, randomize, tmp_pa
     model = randomize(kind(TINY, bias_grid=(5, 3), bias_mode=mode)).eval()
     export(model, tmp_path / 'any.onnx', 'onnx', 'backbone', (160, 96), dynamic=True)
     export(model, tmp_path / 'one.onnx', 'onnx', 'backbone', (160, 96))
-    one, any_size = (open_exported(tmp_path / f'{name}.onnx', 'onnx') for name in ('one', 'any'))
+    one, any_size = (ExportedFile(tmp_path / f'{name}.onnx', 'onnx') for name in ('one', 'any'))
     assert_same(model, 'backbone', any_size)
     assert_same(model, 'backbone', one, [(160, 96)])
     with pytest.raises(ValueError, match='takes images of 160 x 96 px.*has 96 x 96'):
@@ -90,14 +90,14 @@ def test_a_backbone_alone_and_its_bias_at_any_size(kind, mode, randomize, tmp_pa
             if hasattr(module, 'table'):
                 module.table.copy_(module.table.flip(1))
     for file, size in ((one, (160, 96)), (any_size, (127, 130))):  # a wrong bias is seen
-        assert not all(each.good for each in compare(model, 'backbone', file, [image(*size)]))
+        assert not all(each.matches for each in compare(model, 'backbone', file, [image(*size)]))
 
 
 @pytest.mark.parametrize('kind, to', PAIRS)
 def test_semantic_fpn_at_any_size(kind, to, build, tmp_path):
     model, path = build('semfpn', kind), tmp_path / f'model{SUFFIXES[to]}'
     export(model, path, to, 'model', (64, 96), dynamic=True)
-    file = open_exported(path, to)
+    file = ExportedFile(path, to)
     assert_same(model, 'model', file)
     assert file(image(33, 95))['logits'].shape == (1, 7, 33, 95)
 
@@ -106,7 +106,7 @@ def test_semantic_fpn_at_any_size(kind, to, build, tmp_path):
 def test_mask_rcnn_at_any_size(kind, to, build, tmp_path):
     model, path = build('maskrcnn', kind), tmp_path / f'model{SUFFIXES[to]}'
     export(model, path, to, 'model', (64, 96), dynamic=True)
-    assert min(assert_same(model, 'model', open_exported(path, to))) >= 50
+    assert min(assert_same(model, 'model', ExportedFile(path, to))) >= 50
 
 
 @pytest.mark.parametrize('where', ['regions', 'detections'])
@@ -118,7 +118,7 @@ def test_mask_rcnn_that_finds_nothing(to, where, build, tmp_path):
     else:
         model.roi_head.bbox_head.fc_cls.bias.data[-1] = 99  # background
     export(model, path, to, 'model', (32, 64), dynamic=where == 'regions')
-    outputs = open_exported(path, to)(image(32, 64))
+    outputs = ExportedFile(path, to)(image(32, 64))
     assert {key: tuple(value.shape) for key, value in outputs.items()} == dict(
         boxes=(0, 4), scores=(0,), labels=(0,), masks=(0, 28, 28))
 
@@ -127,7 +127,7 @@ def test_mask_rcnn_that_finds_nothing(to, where, build, tmp_path):
 def test_a_file_predicts_in_the_place_of_its_model(name, build, tmp_path):
     model, path = build(name), tmp_path / 'model.onnx'
     export(model, path, 'onnx', 'model', (64, 96), dynamic=True)
-    served = ExportedModel(model, open_exported(path, 'onnx'))
+    served = ExportedModel(model, ExportedFile(path, 'onnx'))
     assert not served.state_dict()
     if name == 'maskrcnn':
         from mmdet.structures import DetDataSample as Sample
@@ -191,10 +191,10 @@ def test_detections_without_counterpart_count(build):
 
     with torch.no_grad():
         strays, *others = compare(model, 'model', run, [image(64, 96)])
-    assert strays.error == 6 and strays.largest == 200 and not strays.good
+    assert strays.error == 6 and strays.reference == 200 and not strays.matches
     assert str(strays) == 'detections without counterpart: 6 of 200, over 1 inputs'
     assert [each.output for each in others] == ['boxes', 'scores', 'labels', 'masks']
-    assert all(each.good for each in others)
+    assert all(each.matches for each in others)
 
 
 @pytest.mark.parametrize('int8', [False, True])
@@ -208,7 +208,7 @@ def test_what_is_not_finite_does_not_match(wrong, int8):
         return outputs
 
     compared = {each.output: each for each in compare(model, 'backbone', run, [x, x], int8)}
-    assert [name for name, each in compared.items() if not each.good] == ['feature2']
+    assert [name for name, each in compared.items() if not each.matches] == ['feature2']
 
 
 @pytest.mark.parametrize('options, message', [
@@ -247,35 +247,35 @@ def test_broken_files(to, content, tmp_path):
     path = tmp_path / f'broken{SUFFIXES[to]}'
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf'broken\{SUFFIXES[to]}.*(is broken|was not written)'):
-        open_exported(path, to)
+        ExportedFile(path, to)
 
 
 def test_files_that_cannot_be_opened(build, monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="'none.onnx' does not exist"):
-        open_exported('none.onnx', 'onnx')
+        ExportedFile('none.onnx', 'onnx')
     model, path = build('semfpn'), tmp_path / 'neck.onnx'
     export(model, path, 'onnx', 'neck', (64, 64))
     with pytest.raises(ValueError, match='no file for openvino: expected one that ends in .xml'):
-        open_exported(path, 'openvino')
+        ExportedFile(path, 'openvino')
     with pytest.raises(ValueError, match='outputs feature0.*logits are needed'):
-        ExportedModel(model, open_exported(path, 'onnx'))
+        ExportedModel(model, ExportedFile(path, 'onnx'))
     import onnx
     proto = onnx.load(str(path))
     del proto.metadata_props[:]
     onnx.save(proto, str(path))
     with pytest.raises(ValueError, match='was not written by tools/export.py'):
-        open_exported(path, 'onnx')
+        ExportedFile(path, 'onnx')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(ValueError, match='onnx needs the package onnxruntime'):
-        open_exported(path, 'onnx')
+        ExportedFile(path, 'onnx')
 
 
 CLOSE = """
 import faulthandler, gc, signal, sys
-from mmeffformer.deploy.runtimes import open_exported
+from mmeffformer.deploy.runtimes import ExportedFile
 faulthandler.enable()  # sets a stack for signals too
 signal.signal(signal.SIGCHLD, lambda *_: None)  # as a dataloader's
-first, second = (open_exported(sys.argv[1], 'openvino') for _ in range(2))
+first, second = (ExportedFile(sys.argv[1], 'openvino') for _ in range(2))
 del first
 gc.collect()
 del second
@@ -321,7 +321,7 @@ def test_the_tools(repo_root, build, monkeypatch, capsys, tmp_path):
     runpy.run_path(str(repo_root / 'tools/export.py'), run_name='__main__')
     out = capsys.readouterr().out
     assert 'masks: largest error' in out and f'saved as {tmp_path}/model.onnx' in out
-    meta = open_exported(tmp_path / 'model.onnx', 'onnx').meta
+    meta = ExportedFile(tmp_path / 'model.onnx', 'onnx').meta
     assert meta['channels'] == 'RGB' and meta['mean'] == [123.675, 116.28, 103.53]
     out = run_tool('tools/test.py', tmp_path / 'config.py', '--backend', 'onnx', '--model',
                    tmp_path / 'model.onnx', '--work-dir', tmp_path / 'work',

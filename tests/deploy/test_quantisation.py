@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmeffformer.deploy.quantise import TrainingImages
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -15,8 +16,7 @@ from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.apis.options import set_data_root
 from mmeffformer.datasets import write_ade20k
 from mmeffformer.deploy.export import MismatchError, compare, export
-from mmeffformer.deploy.quantise import TrainingImages
-from mmeffformer.deploy.runtimes import open_exported
+from mmeffformer.deploy.runtimes import ExportedFile
 from mmeffformer.utils.registry import MODELS
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
@@ -46,7 +46,7 @@ def test_a_backbone_in_int8(kind, dynamic, randomize, tmp_path):
     assert [each.output for each in compared] == [f'feature{i}' for i in range(4)]
     for each in compared:  # rounded, yet near
         assert each.int8 and each.inputs == (10 if dynamic else 2)
-        assert 0.002 < each.error / each.largest < 0.1, each
+        assert 0.002 < each.error / each.reference < 0.1, each
     counts = int8_inputs(tmp_path / 'int8.xml')
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)
                     and m.groups == 1 and m.in_channels > 8]
@@ -54,7 +54,7 @@ def test_a_backbone_in_int8(kind, dynamic, randomize, tmp_path):
     assert {*counts} <= {'Convolution', 'GroupConvolution', 'MatMul', 'ShapeOf', 'Reshape'}
     small, large = ((tmp_path / f'{name}.bin').stat().st_size for name in ('int8', 'fp32'))
     assert small < 0.5 * large
-    file = open_exported(tmp_path / 'int8.xml', 'openvino')
+    file = ExportedFile(tmp_path / 'int8.xml', 'openvino')
     assert file.meta['precision'] == 'int8' and file.meta['calibrated_on'] == 'noise'
     assert file.meta['dynamic'] is dynamic
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -81,7 +81,7 @@ def test_mask_rcnn_in_int8(detector, tmp_path):
     compared = export(detector, path, 'openvino', 'model', (64, 96), False, IMAGES[4:], {},
                       IMAGES[:4])
     assert [each.output for each in compared] == ['scores of detections', 'boxes', 'masks']
-    assert all(each.good and each.error > 0 for each in compared)
+    assert all(each.matches and each.error > 0 for each in compared)
     counts = int8_inputs(path)
     assert {*counts} <= {'Convolution', 'ConvolutionBackpropData', 'MatMul', 'ShapeOf', 'Reshape'}
     assert counts['ConvolutionBackpropData'] == 1  # of the mask head
@@ -94,10 +94,11 @@ def test_detections_of_int8_weigh_as_much_as_they_score(detector, monkeypatch):
                  labels=torch.tensor([2, 4, 0]))  # the second is none of the first's
     monkeypatch.setattr('mmeffformer.deploy.export.expected_outputs', lambda *_: found)
     scores, paired = compare(detector, 'model', lambda _: other, [image(96, 96)], int8=True)
-    assert scores.error == pytest.approx(0.1 + 2 * 0.5) and not scores.good
-    assert scores.largest == pytest.approx(1.5 + 1.4)
+    assert scores.error == pytest.approx(0.1 + 2 * 0.5) and not scores.matches
+    assert scores.reference == pytest.approx(1.5 + 1.4)
     assert str(scores) == 'int8 scores of detections: error 38 %, over 1 inputs'
-    assert paired.output == 'boxes' and paired.error == pytest.approx(2 * 8 ** 0.5) and paired.good
+    assert paired.output == 'boxes' and paired.matches
+    assert paired.error == pytest.approx(2 * 8 ** 0.5)
 
 
 def test_what_is_far_off_is_not_kept(randomize, tmp_path):
@@ -157,7 +158,7 @@ def test_the_tool(segmentor, repo_root, randomize, monkeypatch, capsys, tmp_path
 
     printed = run('--to', 'openvino', '--int8-images', 2, '--out', tmp_path / 'int8.xml')
     assert 'int8 logits: error' in printed and 'over 4 inputs' in printed
-    meta = open_exported(tmp_path / 'int8.xml', 'openvino').meta
+    meta = ExportedFile(tmp_path / 'int8.xml', 'openvino').meta
     assert meta['calibrated_on'] == f'2 images of BaseSegDataset {tmp_path}/data/'
     with pytest.raises(SystemExit, match='int8: made for openvino, not for onnx'):
         run('--to', 'onnx', '--out', tmp_path / 'int8.onnx')
