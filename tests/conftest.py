@@ -16,7 +16,7 @@ def repo_root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def randomize():
     """A function that gives every weight, statistic, scale and bias of a module
     a random value of a size with which activations neither vanish nor explode."""
