@@ -16,7 +16,7 @@ Outputs = Dict[str, Tensor]
 # that computes something else is far beyond.
 TOLERANCE = 1e-3
 # Rounding decides whether a box is among the best 1000, or overlaps by just the threshold of
-# nms, and then another box takes its place. Trained detectors have few such detections.
+# nms, and then another box is kept. Trained detectors have few such detections.
 DETECTIONS_TOLERANCE = 0.02
 # Norm of an int8 output's errors, relative to the norm of its values. Rounding to 255 steps gives
 # 0.01 to 0.05; activation ranges of other images soon give 1. Detections near the threshold come
@@ -48,7 +48,7 @@ class Comparison(NamedTuple):
 
     @property
     def matches(self) -> bool:
-        """Whether the error is within the tolerance."""
+        """Return whether the error is within the tolerance."""
         return self.error <= self.tolerance
 
     def __str__(self) -> str:

@@ -134,7 +134,9 @@ class TwoStageDetector(Traceable):
             deltas = deltas[0].permute(1, 2, 0).reshape(-1, 4)
             score = logits[0].permute(1, 2, 0).reshape(-1).sigmoid()
             if cfg.nms_pre > 0:
-                score, best = score.topk(_at_most(cfg.nms_pre, score))
+                # The number of scores is a node of the graph.
+                score, best = score.topk(
+                    torch.minimum(torch.tensor(cfg.nms_pre), shape_as_tensor(score)[0]))
                 anchors, deltas = anchors[best], deltas[best]
             boxes.append(_decode(rpn.bbox_coder, anchors, deltas, size))
             scores.append(score)
@@ -214,11 +216,6 @@ def _shifted(base: Tensor, like: Tensor, stride: Tuple[int, int]) -> Tensor:
                           torch.arange(cols, device=base.device) * stride[0], indexing='ij')
     shifts = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)
     return (base + shifts).reshape(-1, 4)
-
-
-def _at_most(count: int, scores: Tensor) -> Tensor:
-    """Return the smaller of ``count`` and the number of scores, as a node of the graph."""
-    return torch.minimum(torch.tensor(count), shape_as_tensor(scores)[0])
 
 
 def _one_more(boxes: Tensor) -> Tensor:

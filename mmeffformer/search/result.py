@@ -41,8 +41,6 @@ def finish(search: Search, steps: Sequence[Step], others: Mapping[str, Step] = {
     """
     named = dict(slimmed=steps[-1], **others)
     configs = {name: write_network(search, step, name) for name, step in named.items()}
-    arch = arch_dict(steps[-1].network.arch)
-    search.journal.save(arch=arch)
     shown = {round(i) for i in np.linspace(0, len(steps) - 1, MEASURED)}
     networks = {step.network.key(): step.network.arch
                 for step in [*(steps[i] for i in sorted(shown)), *others.values()]}
@@ -59,7 +57,7 @@ def finish(search: Search, steps: Sequence[Step], others: Mapping[str, Step] = {
         lines += [text, f'  {arch_dict(step.network.arch)}',
                   f'  train it: python tools/train.py {configs[name]}']
     print_log('\n'.join(lines), logger='current')
-    search.journal.save(arch=arch, times_ms=times)
+    search.journal.save(arch=arch_dict(steps[-1].network.arch), times_ms=times)
     return configs['slimmed']
 
 

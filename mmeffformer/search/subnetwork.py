@@ -62,7 +62,8 @@ class Subnetwork:
                                        for stage in self.choices),
                     tuple(stage.count('MB3D') for stage in self.choices))
 
-    def check_within(self, widths: Sequence[int], kinds: Sequence[Sequence[Sequence[str]]]):
+    def check_within(self, widths: Sequence[int], kinds: Sequence[Sequence[Sequence[str]]]
+                     ) -> None:
         """Raise a ValueError unless a supernet of these widths and kinds has this network."""
         if any(not 1 <= width <= largest for width, largest in zip(self.widths, widths)):
             raise ValueError(f'widths {self.widths}: expected 1 to {tuple(widths)}, the '

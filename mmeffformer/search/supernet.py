@@ -9,7 +9,8 @@ In training all are mixed, with weights drawn for each batch around learnt impor
 Shapes: B batch, C channels, H rows, W columns.
 """
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from itertools import islice
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import broadcast
@@ -153,14 +154,14 @@ class SuperEfficientFormer(EfficientFormer):
         return SuperStage(downsample, [MetaPath({kind: kinds[kind](**cfg) for kind in offered})
                                        for cfg in cfgs], with_cp)
 
-    def set_temperature(self, temperature: float):
+    def set_temperature(self, temperature: float) -> None:
         """Set tau of the mixture: a high one mixes evenly, a low one nearly chooses."""
         if not temperature > 0:
             raise ValueError(f'temperature {temperature!r}: expected a number above 0')
         for stage in self.stages:
             stage.temperature = float(temperature)
 
-    def choose(self, choices: Optional[Sequence[Sequence[str]]]):
+    def choose(self, choices: Optional[Sequence[Sequence[str]]]) -> None:
         """Run and train one sub-network only; None mixes again.
 
         Args:
@@ -212,16 +213,13 @@ class SuperEfficientFormer(EfficientFormer):
     def best(self) -> Tuple[Tuple[str, ...], ...]:
         """Return the choices without I and with one change from 4D to 3D whose product of
         softmax importances is largest."""
-        worth = [path for stage in self.importances() for path in stage]
+        paths = [path for stage in self.importances() for path in stage]
         first = sum(self.arch.depths[:STAGES - len(self.attention_stages)])
-
-        def likelihood(change: int) -> float:
-            kinds = ['MB4D'] * change + ['MB3D'] * (len(worth) - change)
-            return torch.tensor([path[kind] for path, kind in zip(worth, kinds)]).log().sum()
-
-        change = max(range(first, len(worth) + 1), key=likelihood)
-        kinds = iter(['MB4D'] * change + ['MB3D'] * (len(worth) - change))
-        return tuple(tuple(next(kinds) for _ in range(depth)) for depth in self.arch.depths)
+        candidates = [['MB4D'] * change + ['MB3D'] * (len(paths) - change)
+                      for change in range(first, len(paths) + 1)]
+        best = iter(max(candidates, key=lambda kinds: torch.tensor(
+            [path[kind] for path, kind in zip(paths, kinds)]).log().sum()))
+        return tuple(tuple(islice(best, depth)) for depth in self.arch.depths)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         if self.training or self._mixes or self.stages[0].choices is not None:
@@ -251,7 +249,7 @@ class SuperEfficientFormer(EfficientFormer):
                           logger='current')
         return report
 
-    def switch_to_deploy(self):
+    def switch_to_deploy(self) -> NoReturn:
         """Raise a RuntimeError: only a sub-network can be deployed."""
         raise RuntimeError('a supernet cannot be deployed: slim it (tools/slim.py), train the '
                            'network found, and deploy that')

@@ -65,12 +65,12 @@ def build(config, randomize):
 @pytest.fixture(scope='session')
 def exported(build, tmp_path_factory):
     """A function that returns a whole model and its file for any size: of V1 for OpenVINO, of V2
-    for ONNX Runtime. The detector proposes only regions of more than 40 x 40 px."""
+    for ONNX Runtime. The detector proposes only regions of more than 33 x 33 px."""
 
     @cache
     def make(name: str, to: str):
         kind = 'EfficientFormer' if to == 'openvino' else 'EfficientFormerV2'
-        options = {'model.test_cfg.rpn.min_bbox_size': 40} if name == 'maskrcnn' else {}
+        options = {'model.test_cfg.rpn.min_bbox_size': 33} if name == 'maskrcnn' else {}
         model = build(name, kind, **options)
         path = tmp_path_factory.mktemp('exported') / f'model{SUFFIXES[to]}'
         export(model, path, to, 'model', (64, 96), dynamic=True)

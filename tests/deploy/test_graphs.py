@@ -1,5 +1,6 @@
 """Models that cannot be traced."""
 import pytest
+from torch import nn
 
 from mmeffformer import EfficientFormer
 from mmeffformer.deploy.graphs import traceable
@@ -9,7 +10,6 @@ from mmeffformer.deploy.graphs import traceable
     ('semfpn', {'model.test_cfg.mode': 'slide'}, "test_cfg.mode is 'slide'.*'whole' only"),
     ('maskrcnn', {'model.test_cfg.rcnn.nms.type': 'soft_nms'},
      "nms.type is 'soft_nms'.*'nms' only. Export its neck"),
-    ('maskrcnn', {'model.roi_head.type': 'PointRendRoIHead'}, "roi_head is 'PointRendRoIHead'"),
     ('maskrcnn', {'model.roi_head.mask_roi_extractor.roi_layer.sampling_ratio': -1},
      'sampling_ratio is -1.*0 only'),
     ('maskrcnn', {'model.roi_head.bbox_head.bbox_coder.add_ctr_clamp': True},
@@ -18,6 +18,13 @@ from mmeffformer.deploy.graphs import traceable
 def test_models_that_cannot_be_exported_whole(name, options, message, build):
     with pytest.raises(ValueError, match=message):
         traceable(build(name, **options))
+
+
+def test_other_heads(build):
+    model = build('maskrcnn')
+    model.roi_head = nn.Identity()  # without the settings of a StandardRoIHead
+    with pytest.raises(ValueError, match="roi_head is 'Identity'.*'StandardRoIHead' only"):
+        traceable(model)
 
 
 def test_parts_that_cannot_be_exported(arch):

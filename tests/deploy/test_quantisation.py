@@ -71,7 +71,7 @@ def test_mask_rcnn_in_int8(build, tmp_path):
 def test_int8_files_that_do_not_match_are_not_kept(arch, randomize, tmp_path):
     model = randomize(EfficientFormer(arch)).eval()
     with pytest.raises(MismatchError, match='int8.xml was not written: openvino in int8 does not'):
-        export(model, tmp_path / 'int8.xml', 'openvino', 'backbone', (32, 64), False, IMAGES[4:],
+        export(model, tmp_path / 'int8.xml', 'openvino', 'backbone', (64, 96), False, IMAGES[4:],
                {}, [IMAGES[0] * 0.01])
     assert not list(tmp_path.iterdir())
 

@@ -129,9 +129,6 @@ def test_temperature_sharpens(supernet):
     assert weights.max(1).values.mean() > .95
     assert torch.all((weights == 0) | (weights > NEGLIGIBLE))
     assert_close([weights.sum(1)], [torch.ones(200)])
-
-
-def test_temperature_is_checked(supernet):
     with pytest.raises(ValueError, match='temperature 0'):
         supernet.set_temperature(0)
 
@@ -193,6 +190,8 @@ def test_wrong_choices_are_refused(supernet):
     with pytest.raises(ValueError, match='2 paths in stage 1'):
         supernet.choose((['MB4D', 'I'], ['MB4D', 'I'], ['MB4D', 'I'], ['MB4D', 'I']))
     assert supernet.stages[0].choices is None
+    with pytest.raises(RuntimeError, match='cannot be deployed: slim it'):
+        supernet.switch_to_deploy()
 
 
 def test_weights_of_a_plain_network_are_loaded(randomize, tmp_path):
@@ -205,11 +204,6 @@ def test_weights_of_a_plain_network_are_loaded(randomize, tmp_path):
     network.choose((['MB4D'], ['MB4D'] * 2, ['MB4D'] * 2, ['MB4D', 'MB3D']))
     with torch.no_grad():
         assert_close(network.eval()(image(96, 64)), trained.eval()(image(96, 64)), 1e-5)
-
-
-def test_deploying_is_refused(supernet):
-    with pytest.raises(RuntimeError, match='slim'):
-        supernet.switch_to_deploy()
 
 
 def test_complexity_is_that_of_the_network_run():
