@@ -29,7 +29,7 @@ def repo_root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def randomize():
     """Return a function that fills a module with random values.
 

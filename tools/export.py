@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mmeffformer.apis.options import KeyValues, exit_on_error, read_config, require_file
 from mmeffformer.deploy.export import export_checkpoint
+from mmeffformer.deploy.graphs import PARTS
 from mmeffformer.deploy.runtimes import SUFFIXES
-from mmeffformer.deploy.traceable import WHAT
 
 
 def main():
@@ -16,7 +16,7 @@ def main():
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='file saved by tools/train.py')
     parser.add_argument('--to', choices=[*SUFFIXES], required=True)
-    parser.add_argument('--what', choices=WHAT, default='model',
+    parser.add_argument('--what', choices=PARTS, default='model',
                         help='the backbone, the backbone and the neck, or all (default: model)')
     parser.add_argument('--shape', nargs=2, type=int, required=True, metavar=('H', 'W'),
                         help='input size in px; with --dynamic one of many')

@@ -23,8 +23,8 @@ from mmeffformer.apis.options import (
 )
 from mmeffformer.apis.report import record_evaluation
 from mmeffformer.datasets import check_annotations, check_dataset
-from mmeffformer.deploy.runtimes import open_exported
-from mmeffformer.deploy.serve import ExportedModel
+from mmeffformer.deploy.evaluation import ExportedModel
+from mmeffformer.deploy.runtimes import ExportedFile
 from mmeffformer.engine.launch import exit_distributed, is_local_main_process
 from mmeffformer.engine.runner import Runner
 from mmeffformer.utils.errors import TrainingStopped
@@ -86,7 +86,7 @@ def main():
     with exit_on_error((ValueError, OSError, TrainingStopped)):
         cfg = load_config(args)
         if args.model:
-            exported = open_exported(args.model, args.backend)
+            exported = ExportedFile(args.model, args.backend)
         else:
             cfg.load_from = require_file(args.checkpoint, 'checkpoint')
         prepare_config(cfg, args)

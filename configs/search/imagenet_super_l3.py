@@ -1,5 +1,5 @@
-# The supernet around L3 as an ImageNet-1K classifier, as in the paper, to be searched with
-# tools/slim.py. ImageNet lies in data/imagenet (train/, val/, a folder of each class).
+# The supernet around L3 as an ImageNet-1K classifier, as in the paper, to be searched by
+# tools/slim.py. ImageNet is in data/imagenet (train/, val/, one folder per class).
 # python tools/train.py configs/search/imagenet_super_l3.py
 # tools/dist_train.sh configs/search/imagenet_super_l3.py 8
 _base_ = '../_base_/default_runtime.py'
@@ -60,10 +60,10 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=1024)
 
-# The importances of paths learn faster than weights, and without decay.
+# Importances of paths learn faster than weights, and without weight decay.
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.025),
     paramwise_cfg=dict(custom_keys=dict(importance=dict(lr_mult=5., decay_mult=0.))))
 custom_hooks = [dict(type='mmeffformer.TemperatureHook', start=1., end=0.1)]
-# At low temperatures not every branch is part of every batch.
+# At low temperatures some branches are not computed for every batch.
 find_unused_parameters = True

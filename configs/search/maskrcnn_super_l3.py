@@ -1,4 +1,4 @@
-# The supernet around L3 in Mask R-CNN on COCO, to be searched with tools/slim.py.
+# The supernet around L3 in Mask R-CNN on COCO, to be searched by tools/slim.py.
 # python tools/train.py configs/search/maskrcnn_super_l3.py
 # tools/dist_train.sh configs/search/maskrcnn_super_l3.py 8
 _base_ = '../detection/maskrcnn_effformer_l3.py'
@@ -10,9 +10,9 @@ model = dict(
         attention_stages=(3,),
         with_cp=True))
 
-# The importances of paths learn faster than weights, and without decay.
+# Importances of paths learn faster than weights, and without weight decay.
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(importance=dict(lr_mult=5., decay_mult=0.))))
 custom_hooks = [dict(type='mmeffformer.TemperatureHook', start=1., end=0.1)]
-# At low temperatures not every branch is part of every batch.
+# At low temperatures some branches are not computed for every batch.
 find_unused_parameters = True

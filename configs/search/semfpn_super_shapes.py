@@ -1,4 +1,4 @@
-# A small supernet on drawn shapes, to be searched with tools/slim.py: minutes on two CPU cores.
+# A small supernet on drawn shapes, to be searched by tools/slim.py: minutes on two CPU cores.
 #   python tools/make_shapes.py data/shapes_ade20k --layout ade20k --train 1440 --val 80 \
 #       --size 192 192
 #   python tools/train.py configs/search/semfpn_super_shapes.py
@@ -11,11 +11,11 @@ model = dict(
         arch=dict(_delete_=True, widths=widths, depths=(2, 2, 5, 3))),
     neck=dict(in_channels=list(widths)))
 
-# The importances of paths learn faster than weights, and without decay.
+# Importances of paths learn faster than weights, and without weight decay.
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(importance=dict(lr_mult=5., decay_mult=0.))))
 custom_hooks = [dict(type='mmeffformer.TemperatureHook', start=1., end=0.1)]
-# At low temperatures not every branch is part of every batch.
+# At low temperatures some branches are not computed for every batch.
 find_unused_parameters = True
 
 steps = 500

@@ -1,4 +1,4 @@
-"""Trained models made fast: fused, and exported to other runtimes."""
+"""Fusing of trained models, and export to other runtimes."""
 from ..models.fuse import fuse
 
 __all__ = ['fuse']

@@ -1,1 +1,1 @@
-"""New networks under a latency budget: a supernet, and latency-driven slimming of it."""
+"""Search for networks of a given latency: a supernet and its latency-driven slimming."""

@@ -1,7 +1,7 @@
-"""How good networks of a supernet are inside a detector, segmentor or classifier.
+"""Evaluation of sub-networks inside a detector, segmentor or classifier.
 
-Nothing is trained: a network has the supernet's weights, and the statistics of its BatchNorms are
-taken anew, since they depend on what is in front of them.
+Nothing is trained: a sub-network has the supernet's weights. The statistics of BatchNorms are
+recomputed for each, because they depend on the layers before them.
 """
 import logging
 import math
@@ -17,31 +17,31 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..utils.modules import unwrap_model
-from .cut import Ranking, Widened, cut, kept_channels, rank
 from .subnetwork import Subnetwork
 from .supernet import SuperEfficientFormer
+from .weights import PaddedBackbone, Ranking, extract, kept_channels, rank_channels
 
-# What evaluators call their main figure; of several the first counts.
+# Main metrics of evaluators; of several the first counts.
 METRICS = ('bbox_mAP', 'segm_mAP', 'mIoU', 'accuracy/top1')
 
 
 class Evaluation:
-    """Evaluates networks of the supernet in the model of a Runner, on its validation split.
+    """Evaluates sub-networks in the model of a Runner, on its validation split.
 
     Args:
-        runner: Of a config of mmdet, mmseg or mmpretrain with a supernet as backbone, whose
-            trained weights are loaded.
-        metric: Name of the figure that counts, higher is better; None takes the first that the
-            evaluator has of ``METRICS``.
-        batches: Of the training split, to take the BatchNorms' statistics and to rank channels
-            with.
-        seed: Of what is random in these.
+        runner: The Runner of an mmdet, mmseg or mmpretrain config with a supernet as backbone,
+            whose trained weights are loaded.
+        metric: Name of the metric that counts, higher is better; None takes the first of
+            ``METRICS`` that the evaluator has.
+        batches: Number of training batches, for the BatchNorm statistics and the ranking of
+            channels.
+        seed: Random seed of these batches.
 
     Attributes:
-        metric: The evaluator's own name of it; None before the first evaluation.
+        metric: The evaluator's full name of the metric; None before the first evaluation.
 
     Raises:
-        ValueError: The backbone is no supernet, a split is missing, or there are no batches.
+        ValueError: The backbone is not a supernet, a split is missing, or there are no batches.
     """
 
     def __init__(self, runner: Runner, metric: Optional[str] = None, batches: int = 8,
@@ -50,13 +50,13 @@ class Evaluation:
         self.supernet = getattr(self.model, 'backbone', None)
         if not isinstance(self.supernet, SuperEfficientFormer):
             raise ValueError(f'the backbone is {type(self.supernet).__name__}: expected a config '
-                             'whose backbone is mmeffformer.SuperEfficientFormer, as those in '
+                             'with mmeffformer.SuperEfficientFormer, such as those in '
                              'configs/search')
-        absent = [name for name in ('train_dataloader', 'val_dataloader', 'val_evaluator')
-                  if not runner.cfg.get(name)]
-        if absent:
-            raise ValueError(f'the config has no {" and no ".join(absent)}: a search evaluates on '
-                             'the validation split, and takes statistics of the training split')
+        missing = [name for name in ('train_dataloader', 'val_dataloader', 'val_evaluator')
+                   if not runner.cfg.get(name)]
+        if missing:
+            raise ValueError(f'the config has no {" and no ".join(missing)}: a search evaluates '
+                             'on the validation split, with statistics of the training split')
         if batches < 1:
             raise ValueError(f'batches {batches}: expected 1 or more')
         self.metric: Optional[str] = None
@@ -67,19 +67,19 @@ class Evaluation:
         self.ranking: Optional[Ranking] = None
 
     def rank(self) -> Ranking:
-        """Rank the supernet's channels by the training losses, see :func:`rank`."""
+        """Rank the supernet's channels by the training losses, see :func:`rank_channels`."""
         self.model.eval()
-        self.ranking = rank(self.supernet, self._losses())
+        self.ranking = rank_channels(self.supernet, self._losses())
         self.model.zero_grad(set_to_none=True)
         return self.ranking
 
     def __call__(self, network: Subnetwork) -> float:
-        """Return the metric of a network.
+        """Return the metric of a sub-network; 0 where the evaluator measures nothing.
 
         Raises:
-            ValueError: The evaluator has no such metric.
+            ValueError: The evaluator does not have the metric.
         """
-        with self.placed(network) as model, torch.no_grad(), _quiet():
+        with self.installed(network) as model, torch.no_grad(), _quiet():
             for batch in self.loop.dataloader:
                 self.loop.evaluator.process(data_samples=model.val_step(batch),
                                             data_batch=batch)
@@ -94,29 +94,28 @@ class Evaluation:
         return accuracy
 
     @contextmanager
-    def placed(self, network: Subnetwork) -> Iterator[nn.Module]:
-        """Within, the model, which is returned, has a network (:class:`Widened`) as its backbone.
+    def installed(self, network: Subnetwork) -> Iterator[nn.Module]:
+        """Context manager: yield the model in eval mode, with a sub-network as its backbone.
 
-        It is in eval mode, with statistics of its own in all BatchNorms.
+        The backbone is a :class:`PaddedBackbone`; all BatchNorms have the statistics of the
+        training batches. At exit the model gets its supernet and statistics back.
         """
-        kept = deepcopy([dict(norm.named_buffers()) for norm in self._norms()])
-        backbone = Widened(cut(self.supernet, network, self.ranking),
-                           kept_channels(network, self.ranking), self.supernet.arch.widths)
+        backbone = PaddedBackbone(extract(self.supernet, network, self.ranking),
+                                  kept_channels(network, self.ranking), self.supernet.arch.widths)
         self.model.backbone = backbone.to(memory_format=torch.channels_last)
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        before = deepcopy([dict(norm.named_buffers()) for norm in norms])
         try:
-            self._take_statistics()
+            self._compute_statistics(norms)
             yield self.model.eval()
         finally:
             self.model.backbone = self.supernet
-            for norm, buffers in zip(self._norms(), kept):
+            for norm, buffers in zip(norms, before):
                 for name, buffer in buffers.items():
                     getattr(norm, name).copy_(buffer)
 
-    def _norms(self) -> List[_BatchNorm]:
-        return [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
-
     def _losses(self) -> Iterator[Callable[[], Tensor]]:
-        """Yield a function for each batch, which computes its loss."""
+        """Yield for each batch a function that computes its loss."""
         for i, batch in enumerate(self.batches):
             set_random_seed(self.seed + i)
             data = self.model.data_preprocessor(batch, training=True)
@@ -124,11 +123,11 @@ class Evaluation:
                 self.model(**data, mode='loss'))[0]
 
     @torch.no_grad()
-    def _take_statistics(self):
-        """Give every BatchNorm the mean statistics of the training batches."""
+    def _compute_statistics(self, norms: List[_BatchNorm]) -> None:
+        """Set the statistics of BatchNorms to their mean over the training batches."""
         self.model.eval()
-        momenta = {norm: norm.momentum for norm in self._norms()}
-        for norm in momenta:
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean
             norm.train()
@@ -136,24 +135,24 @@ class Evaluation:
             for loss in self._losses():
                 loss()
         finally:
-            for norm, momentum in momenta.items():
+            for norm, momentum in zip(norms, momenta):
                 norm.momentum = momentum
 
 
 def _full_name(metrics: Mapping[str, float], metric: Optional[str]) -> str:
-    """The evaluator's name of a metric, or of the first that counts."""
+    """Return the evaluator's name of a metric, or of the first one in ``METRICS``."""
     for name in [metric] if metric else METRICS:
         for key in metrics:
             if key.endswith(name):
                 return key
     raise ValueError(f'metric {metric or "(none given)"}: the evaluator measures '
-                     f'{", ".join(metrics) or "nothing, as if the supernet found nothing"}; '
+                     f'{", ".join(metrics) or "nothing, as if the supernet detected nothing"}; '
                      'choose one with --metric')
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within, evaluators do not print their tables."""
+    """Context manager: suppress the evaluators' tables in the log."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,24 +1,24 @@
 """Latency-driven slimming (paper, section 4.2): the path from a supernet down to a latency."""
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Union
+
+from mmengine.logging import print_log
 
 from ..utils.files import atomic_write
 from .subnetwork import Importances, Subnetwork, smallest
 
-Report = Callable[[str], None]
-
-LANDING = .03  # of the target: the slimmed network should not be faster than that
+LANDING = .03  # of the target: how much faster than that the slimmed network should be at most
 
 
 class Step(NamedTuple):
     """A network on the path.
 
     Attributes:
-        action: What made it of the one before.
+        action: The action that leads to it from the previous network.
         network: The network.
         ms: Its latency by the table.
-        accuracy: The metric evaluated.
+        accuracy: Its metric.
     """
 
     action: str
@@ -28,27 +28,27 @@ class Step(NamedTuple):
 
 
 class Journal:
-    """What was evaluated and measured so far, in a file, so that nothing has to be twice.
+    """All evaluations and measurements of a search, in a file.
 
-    All else follows from them: a run that was killed is repeated up to where it was, within
-    seconds, and goes on from there.
+    The rest of a search follows from them: a search that was killed repeats the steps in the
+    journal within seconds and resumes after the last one.
 
     Args:
-        path: The file; it is made where there is none.
-        settings: On what, with what and for what is searched, as JSON can hold it.
+        path: The file, which may not exist.
+        settings: Everything that the search depends on, as values that JSON can hold.
 
     Attributes:
         accuracies: By :meth:`Subnetwork.key`.
-        measured: ms by key, of networks that were measured on the way.
-        evaluations: How many slimming took, once it is done.
-        metric: What the accuracies are.
-        steps: The path so far, for people; it is not read back.
+        measured: Measured ms by key.
+        evaluations: Number of evaluations that slimming took; None before it is finished.
+        metric: Name of the metric.
+        steps: The path so far, which is written for people and not read again.
 
     Raises:
-        ValueError: The file is of other settings, or broken.
+        ValueError: The file has other settings, or is broken.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
+    def __init__(self, path: Union[str, Path], settings: Mapping[str, Any]):
         self.path, self.settings = Path(path), json.loads(json.dumps(settings))
         self.accuracies: Dict[str, float] = {}
         self.measured: Dict[str, float] = {}
@@ -56,27 +56,25 @@ class Journal:
         self.metric: Optional[str] = None
         self.steps: List[Step] = []
         if self.path.exists():
-            found = self._read()
-            self.accuracies, self.measured = found['accuracies'], found['measured_ms']
-            self.evaluations, self.metric = found['evaluations'], found['metric']
+            self._read()
 
-    def _read(self) -> dict:
+    def _read(self) -> None:
         try:
             found = json.loads(self.path.read_text())
             settings = dict(found['settings'])
-            for key in ('accuracies', 'measured_ms'):
-                found[key] = {name: float(value) for name, value in found[key].items()}
-            found['metric'], found['evaluations']
+            self.accuracies, self.measured = (
+                {name: float(value) for name, value in found[key].items()}
+                for key in ('accuracies', 'measured_ms'))
+            self.metric, self.evaluations = found['metric'], found['evaluations']
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{self.path} is no journal of a search ({error!r}): remove it, or '
-                             'choose another --work-dir') from error
+            raise ValueError(f'{self.path} is not the journal of a search ({error!r}): remove it, '
+                             'or choose another --work-dir') from error
         other = [f'{key} {settings.get(key)!r} there, {self.settings.get(key)!r} now'
                  for key in sorted({*settings, *self.settings})
                  if settings.get(key) != self.settings.get(key)]
         if other:
-            raise ValueError(f'{self.path} is of another search: {"; ".join(other)}. Repeat that '
-                             'one, or choose another --work-dir')
-        return found
+            raise ValueError(f'{self.path} is of another search: {"; ".join(other)}. Use the '
+                             'settings of that search, or choose another --work-dir')
 
     def accuracy(self, network: Subnetwork, evaluate: Callable[[Subnetwork], float]) -> float:
         """Return a network's accuracy, evaluated if it is not known yet."""
@@ -86,8 +84,8 @@ class Journal:
             self.save()
         return self.accuracies[key]
 
-    def save(self, **more: Any):
-        """Write the file, whole or not at all, with ``more`` in it."""
+    def save(self, **more: Any) -> None:
+        """Write the file atomically, with the values of ``more`` in it."""
         text = json.dumps(dict(
             settings=self.settings, metric=self.metric, accuracies=self.accuracies,
             measured_ms=self.measured, evaluations=self.evaluations,
@@ -97,7 +95,7 @@ class Journal:
             tmp_path.write_text(text)
 
 
-def check_target(start: Subnetwork, ms: Callable[[Subnetwork], float], target: float):
+def check_target(start: Subnetwork, ms: Callable[[Subnetwork], float], target: float) -> None:
     """Raise a ValueError unless slimming can get from ``start`` to ``target`` ms."""
     low, high = ms(smallest(start)), ms(start)
     if not low <= target < high:
@@ -106,22 +104,19 @@ def check_target(start: Subnetwork, ms: Callable[[Subnetwork], float], target: f
 
 
 def slim(start: Subnetwork, importances: Importances, ms: Callable[[Subnetwork], float],
-         target: float, evaluate: Callable[[Subnetwork], float], journal: Journal,
-         report: Report = lambda _: None) -> List[Step]:
-    """Make a network faster action by action, until it takes ``target`` ms by the table.
+         target: float, evaluate: Callable[[Subnetwork], float], journal: Journal) -> List[Step]:
+    """Make a network faster action by action, until its latency by the table is ``target`` ms.
 
-    Each time, the accuracy that each of :meth:`Subnetwork.actions` costs is evaluated, its gain
-    read from the table, and the one with the least drop per ms executed. Only where that would
-    overshoot the target by more than ``LANDING``, a smaller step is taken out of all
-    :meth:`Subnetwork.neighbours`, if there is any.
+    Each step evaluates the accuracy drop of :meth:`Subnetwork.actions`, reads their gain from the
+    table, and takes the one with the least drop per ms. If that would overshoot the target by
+    more than ``LANDING``, the step is chosen from all :meth:`Subnetwork.neighbours` that do not.
 
     Args:
-        start: The network to begin with.
-        importances: Of the supernet's paths.
-        ms: A network's latency by the table.
-        evaluate: A network's accuracy; higher is better.
-        journal: Of this search.
-        report: Is told of every step.
+        start: The first network.
+        importances: Importances of the supernet's paths.
+        ms: Returns a network's latency by the table.
+        evaluate: Returns a network's accuracy; higher is better.
+        journal: The search's journal.
 
     Returns:
         The path, ``start`` first.
@@ -131,38 +126,31 @@ def slim(start: Subnetwork, importances: Importances, ms: Callable[[Subnetwork],
     """
     check_target(start, ms, target)
 
-    def reached(networks: Mapping[str, Subnetwork]) -> List[Step]:
+    def evaluated(networks: Mapping[str, Subnetwork]) -> List[Step]:
         return [Step(action, network, ms(network), journal.accuracy(network, evaluate))
                 for action, network in networks.items()]
 
-    now, = reached(dict(supernet=start))
-    journal.steps = [now]
-    report(_told(now))
-    while now.ms > target:
-        steps = reached(now.network.actions(importances))
-        step = _cheapest(now, steps)
+    journal.steps = evaluated(dict(supernet=start))
+    while True:
+        last = journal.steps[-1]
+        print_log(f'{last.ms:.3g} ms, {last.accuracy:.4g}: {last.action}', logger='current')
+        if last.ms <= target:
+            return journal.steps
+        step = _cheapest(last, evaluated(last.network.actions(importances)))
         if step.ms < (1 - LANDING) * target:
-            # More than was asked for: is there a smaller step?
-            step = _cheapest(now, reached({
-                action: network for action, network in now.network.neighbours().items()
-                if (1 - LANDING) * target <= ms(network) < now.ms})) or step
-        now = step
-        journal.steps.append(now)
+            smaller = {action: network for action, network in last.network.neighbours().items()
+                       if (1 - LANDING) * target <= ms(network) < last.ms}
+            step = _cheapest(last, evaluated(smaller)) or step
+        journal.steps.append(step)
         journal.save()
-        report(_told(now))
-    return journal.steps
 
 
-def _cheapest(now: Step, steps: Sequence[Step]) -> Optional[Step]:
-    """The step of the least accuracy lost per ms, None of none.
+def _cheapest(last: Step, steps: Sequence[Step]) -> Optional[Step]:
+    """Return the step with the least accuracy drop per ms, None if there are no steps.
 
-    Where the table's noise leaves no gain, the fastest is a step nevertheless.
+    If the table's noise leaves no step with a gain, return the fastest.
     """
-    faster = [step for step in steps if step.ms < now.ms]
+    faster = [step for step in steps if step.ms < last.ms]
     if faster:
-        return min(faster, key=lambda step: (now.accuracy - step.accuracy) / (now.ms - step.ms))
+        return min(faster, key=lambda step: (last.accuracy - step.accuracy) / (last.ms - step.ms))
     return min(steps, key=lambda step: step.ms, default=None)
-
-
-def _told(step: Step) -> str:
-    return f'{step.ms:.3g} ms, {step.accuracy:.4g}: {step.action}'

@@ -1,6 +1,6 @@
-"""One network of a supernet: which block each path is, and how wide each stage.
+"""A sub-network of a supernet: the block of each path and the width of each stage.
 
-Also the paper's three actions that make it faster.
+It also has the paper's three actions that make a network faster (section 4.2).
 """
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
@@ -9,18 +9,18 @@ from ..models.arch import STAGES, Arch
 
 IDENTITY = 'I'
 KINDS = ('MB4D', 'MB3D', IDENTITY)
-STEP = 16  # channels that a stage loses at a time
+STEP = 16  # channels that an action takes from a stage
 
 Importances = Sequence[Sequence[Mapping[str, float]]]  # by stage, path and kind
 
 
 @dataclass(frozen=True)
 class Subnetwork:
-    """A network of a supernet.
+    """A sub-network of a supernet.
 
     Attributes:
-        choices: For each stage and path 'MB4D', 'MB3D' or 'I'. Behind the first MB3D there is
-            no MB4D: the change from 4D to 3D happens once in a network.
+        choices: For each stage and path 'MB4D', 'MB3D' or 'I'. No MB4D follows an MB3D: a
+            network changes from 4D to 3D once.
         widths: Channels of each stage.
 
     Raises:
@@ -45,11 +45,11 @@ class Subnetwork:
                 raise ValueError(f'choices leave stage {i + 1} without a block')
         blocks = [kind for _, _, kind in self.blocks()]
         if 'MB3D' in blocks and 'MB4D' in blocks[blocks.index('MB3D'):]:
-            raise ValueError('choices have an MB4D behind an MB3D: the change from 4D to 3D '
-                             'happens once in a network')
+            raise ValueError('choices have an MB4D after an MB3D: a network changes from 4D to 3D '
+                             'once')
 
     def blocks(self) -> Iterator[Tuple[int, int, str]]:
-        """Yield stage, path and kind of every block, without the identities."""
+        """Yield stage, path and kind of every block except the identities."""
         for i, stage in enumerate(self.choices):
             for j, kind in enumerate(stage):
                 if kind != IDENTITY:
@@ -62,21 +62,23 @@ class Subnetwork:
                                        for stage in self.choices),
                     tuple(stage.count('MB3D') for stage in self.choices))
 
-    def check_within(self, widths: Sequence[int], kinds: Sequence[Sequence[Sequence[str]]]):
-        """Raise a ValueError unless it is a network of a supernet of these widths and kinds."""
-        if any(not 1 <= ours <= theirs for ours, theirs in zip(self.widths, widths)):
-            raise ValueError(f'widths {self.widths}: the supernet has {tuple(widths)} at most')
+    def check_within(self, widths: Sequence[int], kinds: Sequence[Sequence[Sequence[str]]]
+                     ) -> None:
+        """Raise a ValueError unless a supernet of these widths and kinds has this network."""
+        if any(not 1 <= width <= largest for width, largest in zip(self.widths, widths)):
+            raise ValueError(f'widths {self.widths}: expected 1 to {tuple(widths)}, the '
+                             "supernet's")
         for i, (chosen, offered) in enumerate(zip(self.choices, kinds)):
             if len(chosen) != len(offered):
-                raise ValueError(f'choices for {len(chosen)} paths in stage {i + 1}: the '
-                                 f'supernet has {len(offered)}')
-            for j, (kind, some) in enumerate(zip(chosen, offered)):
-                if kind not in some:
-                    raise ValueError(f'choice {kind} for path {j + 1} of stage {i + 1}: the '
-                                     f'supernet offers {", ".join(some)} there')
+                raise ValueError(f'choices for {len(chosen)} paths in stage {i + 1}: expected '
+                                 f'{len(offered)}')
+            for j, (kind, kinds_of_path) in enumerate(zip(chosen, offered)):
+                if kind not in kinds_of_path:
+                    raise ValueError(f'choice {kind} for path {j + 1} of stage {i + 1}: expected '
+                                     f'{", ".join(kinds_of_path)}')
 
     def key(self) -> str:
-        """Return a text that stands for this network alone, as 'aa|ab|…/48-96-224-448'."""
+        """Return a text that identifies this network, such as 'aa|ab|…/48-96-224-448'."""
         letters = {'MB4D': 'a', 'MB3D': 'b', IDENTITY: '-'}
         return '|'.join(''.join(letters[kind] for kind in stage) for stage in self.choices) \
             + '/' + '-'.join(map(str, self.widths))
@@ -84,10 +86,10 @@ class Subnetwork:
     # The paper's actions --------------------------------------------------------------------
 
     def actions(self, importances: Importances) -> Dict[str, 'Subnetwork']:
-        """Return what each of the paper's three actions makes of this network, by description.
+        """Return the results of the paper's three actions, by description.
 
         (a) The least important path becomes I. (b) The first MB3D becomes an MB4D. (c) The least
-        important stage loses 16 channels. An action that nothing is left for is left out.
+        important stage loses 16 channels. Actions that are impossible are left out.
         """
         paths = [(i, j) for i, j, _ in self.blocks()]
         of_stage = [sum(worth(importances[i][j]) for k, j in paths if k == i)
@@ -99,13 +101,13 @@ class Subnetwork:
         return {**self._removals(removed), **self._exchange(), **self._narrowings(narrowed)}
 
     def neighbours(self) -> Dict[str, 'Subnetwork']:
-        """Return what removing any path, exchanging the first MB3D, or narrowing any stage makes
-        of this network, by description."""
+        """Return the results of removing any path, exchanging the first MB3D, or narrowing any
+        stage, by description."""
         return {**self._removals(self._removable()), **self._exchange(),
                 **self._narrowings(self._narrowable())}
 
     def _removable(self) -> List[Tuple[int, int]]:
-        """Stage and path of each block; the last one of a stage stays."""
+        """Return stage and path of the blocks in stages that have more than one."""
         depths = self.arch.depths
         return [(i, j) for i, j, _ in self.blocks() if depths[i] > 1]
 
@@ -122,7 +124,7 @@ class Subnetwork:
                 for i, j in first}
 
     def _narrowings(self, stages: Iterable[int]) -> Dict[str, 'Subnetwork']:
-        """To the next smaller multiple of 16 channels."""
+        """Narrow stages to the next smaller multiple of 16 channels."""
         found = {}
         for stage in stages:
             widths = list(self.widths)
@@ -140,13 +142,13 @@ class Subnetwork:
 def worth(path: Mapping[str, float]) -> float:
     """Return a path's importance, (a3D + a4D) / aI or a4D / aI (paper, section 4.2).
 
-    Of the softmax, since importances themselves may be negative.
+    The ratio is that of the softmax, because importances may be negative.
     """
     return (1 - path[IDENTITY]) / path[IDENTITY]
 
 
 def smallest(network: Subnetwork) -> Subnetwork:
-    """Return the network that the three actions end at: a block a stage, all 16 channels wide."""
+    """Return the end of all actions: one block per stage, stages of at most 16 channels."""
     choices: List[Tuple[str, ...]] = []
     for stage in network.choices:
         kept = next(j for j, kind in enumerate(stage) if kind != IDENTITY)

@@ -1,15 +1,27 @@
 """The supernet of EfficientFormer's latency-driven slimming (paper, section 4.2).
 
 Every block is a MetaPath, a choice among MB4D, the identity I and, in the last stages, MB3D.
-In training all are mixed, with weights drawn anew for each batch around learnt importances
-(Gumbel-softmax), so that whatever is chosen later has been trained:
+In training all are mixed, with weights drawn for each batch around learnt importances
+(Gumbel-softmax), so that every sub-network is trained:
 
     X[i+1] = sum over n of softmax((a + e) / tau)[n] * MP[n](X[i]),  e ~ U(0, 1)
 
 Shapes: B batch, C channels, H rows, W columns.
 """
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from itertools import islice
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NoReturn,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 from mmengine.dist import broadcast
@@ -23,21 +35,21 @@ from ..models.backbone import Stage
 from ..utils.registry import MODELS
 from .subnetwork import IDENTITY, Subnetwork
 
-# A branch that would be mixed in with less is left out for that batch: neither its time nor its
-# memory is spent. Once an importance has fallen far enough, that is always.
+# Branches with a smaller weight in the mixture are not computed for that batch, which saves their
+# time and memory. An importance that has fallen far enough never gets a larger weight.
 NEGLIGIBLE = 1e-3
 
 
 def _values(tensor: Tensor) -> list:
-    """The numbers, or ones where only shapes are computed with."""
+    """Return the values of a tensor as lists; ones on the meta device."""
     return (torch.ones(tensor.shape) if tensor.is_meta else tensor.detach()).tolist()
 
 
 class MetaPath(nn.Module):
-    """One block of the supernet: the blocks to choose among, the identity, and what each is worth.
+    """One block of the supernet: the blocks to choose among, the identity, and their importances.
 
     Args:
-        branches: The blocks by name, 'MB4D' and maybe 'MB3D'.
+        branches: The blocks by kind, 'MB4D' and, in the last stages, 'MB3D'.
     """
 
     local = False  # see ScaledBlock
@@ -49,15 +61,15 @@ class MetaPath(nn.Module):
 
     @property
     def kinds(self) -> Tuple[str, ...]:
-        """What ``importance`` lists, in its order."""
+        """The kinds of block, in the order of ``importance``."""
         return (*self.branches, IDENTITY)
 
     def forward(self, x: Tensor, weights: Tensor, used: Sequence[bool]) -> Tensor:
-        """Return the mixture, (B, C, H, W) as x.
+        """Return the mixture of all kinds for x (B, C, H, W), in the same shape.
 
         Args:
-            weights: One for each of ``kinds``.
-            used: Whether each of them is more than 0.
+            weights: The weight of each of ``kinds``.
+            used: Whether each weight is above 0.
         """
         mixed = weights[-1] * x
         for kind, weight, is_used in zip(self.branches, weights, used):
@@ -77,8 +89,8 @@ class SuperStage(Stage):
     """A stage of MetaPaths.
 
     Attributes:
-        choices: What each path is; None mixes.
-        temperature: Of the mixture.
+        choices: The kind of each path; None mixes all kinds.
+        temperature: Temperature of the mixture.
     """
 
     def __init__(self, *args):
@@ -97,15 +109,17 @@ class SuperStage(Stage):
         if self.training:
             weights = weights * (weights.detach() > NEGLIGIBLE)
             weights = weights / weights.sum(1, keepdim=True)
-        used = [[value > 0 for value in path] for path in _values(weights)]  # of a GPU, at once
+        used = [[value > 0 for value in path] for path in _values(weights)]  # one copy from a GPU
         for path, weight, is_used in zip(blocks, weights, used):
             x = self._run(path, x, weight, is_used)
         return x
 
     @staticmethod
     def _noise(scores: Tensor) -> Tensor:
-        """U(0, 1), the same in all processes of a job, so that all compute the same branches:
-        norms of one that wait for the others' would wait for ever."""
+        """Return U(0, 1), the same in all processes of a job.
+
+        Else processes would compute different branches, and SyncBN would wait for ever.
+        """
         noise = torch.rand_like(scores)
         broadcast(noise)
         return noise
@@ -113,23 +127,24 @@ class SuperStage(Stage):
 
 @MODELS.register_module()
 class SuperEfficientFormer(EfficientFormer):
-    """All sub-networks of an EfficientFormer at once, to be trained and then searched.
+    """All sub-networks of an EfficientFormer with shared weights, to be trained and searched.
 
-    In training it mixes, unless ``choose`` has set a sub-network. In eval it runs the
-    sub-network that was set, or :meth:`best`, and computes no other branch.
+    In training it mixes the branches of each path, unless ``choose`` has set a sub-network. In
+    eval it runs that sub-network, or :meth:`best`, and computes no other branch.
 
     Args:
-        arch: As for :class:`EfficientFormer`; its widths and depths are the largest of the
-            search, of its attention blocks nothing is taken.
-        attention_stages: Stages (from 0) in which every path offers MB3D, the last one among
-            them; the paper's are (2, 3). Attention over the tokens of stage 2 takes much
-            memory at detectors' image sizes: ``with_cp`` then keeps one path's at a time.
-        others: See :class:`EfficientFormer`. ``init_cfg=dict(type='Pretrained', ...)`` takes the
-            weights of a plain EfficientFormer of ``arch``: each of its blocks goes to the
+        arch: As for :class:`EfficientFormer`. Its widths and depths are the largest of the
+            search; its attention blocks are ignored.
+        attention_stages: Stages (from 0) whose paths offer MB3D: the last ones, (2, 3) in the
+            paper. Attention over the tokens of stage 2 takes much memory at the image sizes of
+            detectors: ``with_cp`` then keeps the activations of one path at a time.
+        options: See :class:`EfficientFormer`. ``init_cfg=dict(type='Pretrained', ...)`` loads
+            the weights of a plain EfficientFormer of ``arch``: each of its blocks goes to the
             branch of its kind, other branches stay random.
 
     Raises:
-        ValueError: As :class:`EfficientFormer`, or the attention stages are not the last ones.
+        ValueError: An error of :class:`EfficientFormer`, or the attention stages are not the
+            last ones.
     """
 
     def __init__(self, arch='l1', attention_stages: Sequence[int] = (2, 3), **options):
@@ -140,7 +155,7 @@ class SuperEfficientFormer(EfficientFormer):
         self.options = dict(options)  # what a sub-network is built with
         super().__init__(arch, **options)
         if self.arch.expansion != 4:
-            raise ValueError(f'arch expansion={self.arch.expansion!r}: the supernet\'s is 4')
+            raise ValueError(f'arch expansion={self.arch.expansion!r}: expected 4 for a supernet')
         self._mixes = False
 
     def _stage(self, stage: int, arch: Arch, downsample: Optional[nn.Module],
@@ -150,21 +165,21 @@ class SuperEfficientFormer(EfficientFormer):
         return SuperStage(downsample, [MetaPath({kind: kinds[kind](**cfg) for kind in offered})
                                        for cfg in cfgs], with_cp)
 
-    def set_temperature(self, temperature: float):
-        """Set tau of the mixture: high mixes evenly, low nearly chooses."""
+    def set_temperature(self, temperature: float) -> None:
+        """Set tau of the mixture: a high one mixes evenly, a low one nearly chooses."""
         if not temperature > 0:
             raise ValueError(f'temperature {temperature!r}: expected a number above 0')
         for stage in self.stages:
             stage.temperature = float(temperature)
 
-    def choose(self, choices: Optional[Sequence[Sequence[str]]]):
-        """Run and train this sub-network alone from now on, None: mix again.
+    def choose(self, choices: Optional[Sequence[Sequence[str]]]) -> None:
+        """Run and train one sub-network only; None mixes again.
 
         Args:
             choices: For each stage and path 'MB4D', 'MB3D' or 'I'.
 
         Raises:
-            ValueError: They do not fit this supernet, or change between 4D and 3D twice.
+            ValueError: The choices do not fit this supernet, or have an MB4D after an MB3D.
         """
         if choices is not None:
             choices = self.subnetwork(choices).choices
@@ -173,7 +188,7 @@ class SuperEfficientFormer(EfficientFormer):
 
     @contextmanager
     def mixing(self) -> Iterator[None]:
-        """Within, mix in eval mode too: all branches, without noise and at temperature 1."""
+        """Context manager: mix all branches in eval mode, without noise and at temperature 1."""
         before = [(stage.temperature, stage.choices) for stage in self.stages]
         self.set_temperature(1)
         self.choose(None)
@@ -187,10 +202,10 @@ class SuperEfficientFormer(EfficientFormer):
 
     def subnetwork(self, choices: Optional[Sequence[Sequence[str]]] = None,
                    widths: Optional[Sequence[int]] = None) -> Subnetwork:
-        """Return a sub-network of this supernet, :meth:`best` at full width if not told.
+        """Return a sub-network of this supernet, by default :meth:`best` at full width.
 
         Raises:
-            ValueError: It is none of this supernet's.
+            ValueError: The supernet has no such sub-network.
         """
         network = Subnetwork(choices or self.best(), widths or self.arch.widths)
         network.check_within(self.arch.widths, [[path.kinds for path in stage.blocks]
@@ -198,7 +213,7 @@ class SuperEfficientFormer(EfficientFormer):
         return network
 
     def importances(self) -> List[List[Dict[str, float]]]:
-        """Return the softmax of each path's importances by kind, by stage and path."""
+        """Return the softmax of each path's importances by stage, path and kind."""
         found = []
         for stage in self.stages:
             shares = _values(torch.stack([path.importance for path in stage.blocks]).softmax(1))
@@ -207,20 +222,15 @@ class SuperEfficientFormer(EfficientFormer):
         return found
 
     def best(self) -> Tuple[Tuple[str, ...], ...]:
-        """Return the choices without I that are worth most, with one change from 4D to 3D.
-
-        Worth most is the largest product of the paths' softmax importances.
-        """
-        worth = [path for stage in self.importances() for path in stage]
+        """Return the choices without I and with one change from 4D to 3D whose product of
+        softmax importances is largest."""
+        paths = [path for stage in self.importances() for path in stage]
         first = sum(self.arch.depths[:STAGES - len(self.attention_stages)])
-
-        def likelihood(change: int) -> float:
-            kinds = ['MB4D'] * change + ['MB3D'] * (len(worth) - change)
-            return torch.tensor([path[kind] for path, kind in zip(worth, kinds)]).log().sum()
-
-        change = max(range(first, len(worth) + 1), key=likelihood)
-        kinds = iter(['MB4D'] * change + ['MB3D'] * (len(worth) - change))
-        return tuple(tuple(next(kinds) for _ in range(depth)) for depth in self.arch.depths)
+        candidates = [['MB4D'] * change + ['MB3D'] * (len(paths) - change)
+                      for change in range(first, len(paths) + 1)]
+        best = iter(max(candidates, key=lambda kinds: torch.tensor(
+            [path[kind] for path, kind in zip(paths, kinds)]).log().sum()))
+        return tuple(tuple(islice(best, depth)) for depth in self.arch.depths)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         if self.training or self._mixes or self.stages[0].choices is not None:
@@ -231,23 +241,26 @@ class SuperEfficientFormer(EfficientFormer):
         finally:
             self.choose(None)
 
-    def _load_pretrained(self, checkpoint: str, prefix: Optional[str]):
-        plain = EfficientFormer(self.arch, **{**self.options, 'init_cfg': None})
-        plain._load_pretrained(checkpoint, prefix)
-        state = self.state_dict()
+    @staticmethod
+    def pretrained_loader(supernet: 'SuperEfficientFormer', source: Any, **options: Any) -> Any:
+        """Load the weights of a plain EfficientFormer into the branches of its blocks' kinds."""
+        plain = EfficientFormer(supernet.arch, **{**supernet.options, 'init_cfg': None})
+        report = plain.pretrained_loader(plain, source, **options)
+        state = supernet.state_dict()
         for key, value in plain.state_dict().items():
             parts = key.split('.')
             if parts[0] == 'stages' and parts[2] == 'blocks':
-                attends = self.arch.attends(int(parts[1]), int(parts[3]))
+                attends = supernet.arch.attends(int(parts[1]), int(parts[3]))
                 parts[4:4] = ['branches', 'MB3D' if attends else 'MB4D']
             key = '.'.join(parts)
             if key in state:
                 state[key].copy_(value)
             else:
-                print_log(f'supernet: {key} has no place, as its stage offers no MB3D',
+                print_log(f'supernet: {key} is not loaded, because its stage offers no MB3D',
                           logger='current')
+        return report
 
-    def switch_to_deploy(self):
-        """Raise: a supernet is not deployed, a network found in it is."""
-        raise RuntimeError('a supernet cannot be switched to deploy; slim it (tools/slim.py), '
-                           'train the network found, and deploy that')
+    def switch_to_deploy(self) -> NoReturn:
+        """Raise a RuntimeError: only a sub-network can be deployed."""
+        raise RuntimeError('a supernet cannot be deployed: slim it (tools/slim.py), train the '
+                           'network found, and deploy that')

@@ -21,7 +21,7 @@ from mmengine.utils import digit_version
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.deploy.export import OPSET
-from mmeffformer.deploy.traceable import traceable
+from mmeffformer.deploy.graphs import traceable
 
 CASES = int(os.environ.get('FUZZ_CASES', 500))
 fuzz = partial(settings, derandomize='FUZZ_CASES' not in os.environ, deadline=None, database=None,

@@ -17,7 +17,7 @@ def ms(network):
 
 
 def accuracy(network):
-    """Blocks of stage 3 count for nothing, all else for much."""
+    """Return an accuracy that does not depend on the blocks of stage 3."""
     return 100 - sum(stage.count('I') * (0 if i == 2 else 5)
                      for i, stage in enumerate(network.choices)) - sum(
         (full - width) / 4 for full, width in zip(START.widths, network.widths))
@@ -27,7 +27,7 @@ def search(folder, target, evaluate=accuracy, ms=ms):
     return slim(START, IMPORTANCES, ms, target, evaluate, Journal(folder / 'journal.json', {}))
 
 
-def test_takes_the_action_that_costs_least_per_ms(tmp_path):
+def test_the_action_with_the_least_drop_per_ms_is_taken(tmp_path):
     steps = search(tmp_path, 36.)
     # 6.4 + 6.4 + 14.4 + 6.4 + 12.8 ms. Paths of the first stages are worth 1, of the last 7 / 3.
     assert steps[0].ms == pytest.approx(46.4)
@@ -39,7 +39,7 @@ def test_takes_the_action_that_costs_least_per_ms(tmp_path):
     assert [step.accuracy for step in steps[1:]] == [100, 96, 91]
 
 
-def test_lands_near_the_target(tmp_path):
+def test_path_ends_near_the_target(tmp_path):
     # The exchange would lead to 40 ms; only removing a block of stage 3 comes nearer.
     *_, last = search(tmp_path, 42.)
     assert last.action == 'remove MB4D 1 of stage 3' and last.ms == pytest.approx(41.6)
@@ -49,7 +49,7 @@ def test_lands_near_the_target(tmp_path):
     assert last.action == 'MB3D 2 of stage 4 becomes MB4D'
 
 
-def test_goes_on_where_the_table_shows_no_gain(tmp_path):
+def test_steps_without_a_gain_by_the_table(tmp_path):
     def flat(network):  # below 32 channels the first stage gets no faster
         return ms(network) + (max(0, 32 - network.widths[0]) * network.choices[0].count('MB4D')
                               + 16 * network.choices[0].count('I')) / 10
@@ -79,9 +79,9 @@ def test_journal_saves_every_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['', '{"settings": {}}', '[]', '{"settings'])
-def test_broken_journals_are_told(tmp_path, text):
+def test_broken_journals_are_refused(tmp_path, text):
     (tmp_path / 'journal.json').write_text(text)
-    with pytest.raises(ValueError, match='no journal of a search'):
+    with pytest.raises(ValueError, match='not the journal of a search'):
         Journal(tmp_path / 'journal.json', {})
     assert (tmp_path / 'journal.json').read_text() == text
 

@@ -32,25 +32,25 @@ def test_arch():
         (3, 0, 'MB3D'), (3, 2, 'MB3D')]
 
 
-@pytest.mark.parametrize('stage, path, kind, said', [
-    (3, 2, 'MB4D', 'once in a network'),  # behind an MB3D of its stage
+@pytest.mark.parametrize('stage, path, kind, message', [
+    (3, 2, 'MB4D', 'from 4D to 3D once'),  # after an MB3D of its stage
     (2, 0, 'MB3D', None),
     (3, 0, 'I', None),
     (0, 0, 'I', 'stage 1 without a block'),
     (1, 0, 'MB2D', "'MB2D'"),
 ])
-def test_rules(stage, path, kind, said):
+def test_rules(stage, path, kind, message):
     choices = [[*each] for each in CHOICES]
     choices[stage][path] = kind
-    if said is None:
+    if message is None:
         assert Subnetwork(choices, WIDTHS).choices[stage][path] == kind
     else:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             Subnetwork(choices, WIDTHS)
 
 
 def test_change_in_an_earlier_stage_counts_too():
-    with pytest.raises(ValueError, match='once in a network'):
+    with pytest.raises(ValueError, match='from 4D to 3D once'):
         Subnetwork((('MB4D',), ('MB4D',), ('MB3D',), ('MB4D',)), WIDTHS)
 
 
@@ -69,7 +69,7 @@ def test_the_least_important_stage_is_the_one_with_the_least_sum():
     # Sums of (1 - i) / i: 7/3, then 2 * 7/3; two paths at .6 count 2/3 each.
     actions = Subnetwork(CHOICES, WIDTHS).actions(importances(of20=.6, of22=.6))
     assert [*actions][-1] == 'stage 3 narrows to 64'
-    # Of a width that is no multiple of 16 the next lower one is next.
+    # A width that is not a multiple of 16 narrows to the next lower one.
     actions = Subnetwork(CHOICES, WIDTHS).actions(importances(of30=.6, of32=.6))
     assert [*actions][-1] == 'stage 4 narrows to 32'
 
@@ -96,9 +96,9 @@ def test_within():
     kinds = [[('MB4D', 'I')] * 2] * 2 + [[('MB4D', 'MB3D', 'I')] * 3] * 2
     network = Subnetwork(CHOICES, WIDTHS)
     network.check_within(WIDTHS, kinds)
-    with pytest.raises(ValueError, match=r'\(32, 48, 64, 40\) at most'):
+    with pytest.raises(ValueError, match=r'expected 1 to \(32, 48, 64, 40\)'):
         network.check_within((32, 48, 64, 40), kinds)
-    with pytest.raises(ValueError, match='2 paths in stage 1: the supernet has 3'):
+    with pytest.raises(ValueError, match='2 paths in stage 1: expected 3'):
         network.check_within(WIDTHS, [[('MB4D', 'I')] * 3, *kinds[1:]])
     with pytest.raises(ValueError, match='choice MB3D for path 3 of stage 3'):
         network.check_within(WIDTHS, [*kinds[:2], [('MB4D', 'I')] * 3, kinds[3]])

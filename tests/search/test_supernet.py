@@ -1,4 +1,4 @@
-"""The supernet: mixing as in the paper's equation, sub-networks, what is not computed."""
+"""The supernet: mixing as in the paper, sub-networks, branches that are not computed."""
 import pytest
 import torch
 from mmengine.config import Config
@@ -27,7 +27,7 @@ def paths(network):
 
 
 def plain(network, choices=None):
-    """The chosen network, built as a plain backbone and given its weights key by key."""
+    """Return the chosen network as a plain backbone, with its weights copied key by key."""
     chosen = network.subnetwork(choices)
     made = EfficientFormer(chosen.arch).eval()
     places, state = {}, {}
@@ -42,7 +42,7 @@ def plain(network, choices=None):
     return made
 
 
-def test_paths_offer_what_the_paper_says():
+def test_kinds_of_paths_are_those_of_the_paper():
     network = SuperEfficientFormer(ARCH)
     assert [path.kinds for path in paths(network)] == [('MB4D', 'I')] * 3 + [
         ('MB4D', 'MB3D', 'I')] * 4
@@ -61,7 +61,7 @@ def test_paths_offer_what_the_paper_says():
     (['MB4D'], ['MB4D', 'MB4D'], ['I', 'MB3D'], ['MB3D', 'MB3D']),
     (['MB4D'], ['MB4D', 'MB4D'], ['MB4D', 'MB4D'], ['I', 'MB3D']),
 ])
-def test_eval_runs_one_network_and_no_other_branch(supernet, choices):
+def test_eval_runs_one_network_only(supernet, choices):
     called = []
     for name, module in supernet.named_modules():
         if name.endswith(('.MB4D', '.MB3D')):
@@ -101,7 +101,7 @@ def test_a_path_mixes_as_in_the_equation(supernet):
 
 
 def seen_weights(supernet, times):
-    """The weights (times, 3) that the first path of the last stage is mixed with in training."""
+    """Return the weights (times, 3) of the first path of the last stage in training."""
     seen, x = [], torch.zeros(1, 32, 1, 1)
     stage = supernet.stages[3].train()
     for path in stage.blocks:
@@ -129,9 +129,6 @@ def test_temperature_sharpens(supernet):
     assert weights.max(1).values.mean() > .95
     assert torch.all((weights == 0) | (weights > NEGLIGIBLE))
     assert_close([weights.sum(1)], [torch.ones(200)])
-
-
-def test_temperature_is_checked(supernet):
     with pytest.raises(ValueError, match='temperature 0'):
         supernet.set_temperature(0)
 
@@ -145,9 +142,9 @@ def test_training_reaches_every_weight_and_importance(supernet):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_what_hardly_counts_is_not_computed(supernet):
+def test_branches_with_negligible_weights_are_not_computed(supernet):
     for path in paths(supernet):
-        path.importance.data[-1] += 3.  # farther than noise can bring back
+        path.importance.data[-1] += 3.  # more than noise can compensate
     called = []
     for module in supernet.modules():
         if isinstance(module, MetaPath):
@@ -172,7 +169,7 @@ def test_checkpointed_forward_gives_the_same_gradients(supernet):
         largest = others[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, others[name].grad, rtol=0,
                                    atol=1e-4 * max(largest, 1e-3), msg=name)
-    assert_close([*with_cp.buffers()], [*supernet.buffers()])  # statistics entered once
+    assert_close([*with_cp.buffers()], [*supernet.buffers()])  # statistics are updated once
 
 
 def test_chosen_network_trains_alone(supernet):
@@ -193,9 +190,11 @@ def test_wrong_choices_are_refused(supernet):
     with pytest.raises(ValueError, match='2 paths in stage 1'):
         supernet.choose((['MB4D', 'I'], ['MB4D', 'I'], ['MB4D', 'I'], ['MB4D', 'I']))
     assert supernet.stages[0].choices is None
+    with pytest.raises(RuntimeError, match='cannot be deployed: slim it'):
+        supernet.switch_to_deploy()
 
 
-def test_starts_from_a_plain_network(randomize, tmp_path):
+def test_weights_of_a_plain_network_are_loaded(randomize, tmp_path):
     arch = dict(ARCH, attention_blocks=(0, 0, 0, 1))
     trained = randomize(EfficientFormer(arch, bias_grid=3))
     torch.save(trained.state_dict(), tmp_path / 'plain.pth')
@@ -207,16 +206,11 @@ def test_starts_from_a_plain_network(randomize, tmp_path):
         assert_close(network.eval()(image(96, 64)), trained.eval()(image(96, 64)), 1e-5)
 
 
-def test_deploying_is_refused(supernet):
-    with pytest.raises(RuntimeError, match='slim'):
-        supernet.switch_to_deploy()
-
-
 def test_complexity_is_that_of_the_network_run():
     network = SuperEfficientFormer(ARCH)
     whole = complexity(network, (64, 64))[-1]
     plain_network = EfficientFormer(dict(ARCH, attention_blocks=(0, 0, 2, 2)))
-    assert whole.macs == complexity(plain_network, (64, 64))[-1].macs  # equals go to MB3D
+    assert whole.macs == complexity(plain_network, (64, 64))[-1].macs  # MB3D for equal importances
 
 
 def test_hook_lowers_the_temperature_geometrically(supernet):
@@ -233,7 +227,7 @@ def test_hook_lowers_the_temperature_geometrically(supernet):
 
 
 def test_mixing_in_eval_computes_all(supernet):
-    paths(supernet)[0].importance.data[0] = -9.  # next to nothing, but there
+    paths(supernet)[0].importance.data[0] = -9.  # negligible, but computed
     called = []
     for path in paths(supernet):
         for block in path.branches.values():

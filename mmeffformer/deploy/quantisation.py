@@ -1,8 +1,8 @@
-"""int8 files for OpenVINO, by NNCF's quantisation after training.
+"""int8 files for OpenVINO, made by NNCF's post-training quantisation.
 
-Weights are rounded channel by channel; the range that activations are rounded in is measured on
-training images. Only what takes the time computes in int8: convolutions and matrix products.
-Norms, softmax, the mixing of attention's heads, sampling, the decoding of boxes and nms stay fp32.
+Weights are quantised per channel; the ranges of activations are measured on training images.
+Convolutions and matrix products, which take most of the time, compute in int8. Norms, softmax,
+the mixing of attention heads, sampling, the decoding of boxes and nms stay in fp32.
 """
 import json
 import logging
@@ -25,52 +25,52 @@ from .runtimes import META, describe, openvino_core, require
 # OpenVINO's operators that compute in int8.
 QUANTISED = {'Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul'}
 UNTYPED = {'Constant', 'Parameter', 'Result'}
-COMPARED = 4  # training images that a file is compared on, and not calibrated on
+COMPARED = 4  # training images that an int8 file is compared on, not calibrated on
 
 
-def check_int8(to: str):
-    """Raise a ValueError where no int8 file can be made, as of a package that is missing."""
+def check_int8(to: str) -> None:
+    """Raise a ValueError if the format has no int8 files, or a package is missing."""
     if to != 'openvino':
-        raise ValueError(f'int8: made for openvino, not for {to}')
+        raise ValueError(f'int8: expected openvino, got {to}')
     require('openvino', 'openvino')
     require('nncf', 'int8')
 
 
 class TrainingImages(Dataset):
-    """Images of a config's training set as its model sees images in a test, (1, 3, H, W).
+    """Images (1, 3, H, W) of a config's training set, preprocessed as in testing.
 
-    They are read as the test pipeline does, without annotations and augmentation, then
-    normalised and padded by the model's preprocessor.
+    The test pipeline reads them, without annotations; the model's preprocessor normalises and
+    pads them.
 
     Args:
-        cfg: A config of mmdet or mmseg, whose scope is the default one.
+        cfg: A config of mmdet or mmseg, whose scope is the default scope.
         preprocessor: The model's ``data_preprocessor``.
 
     Attributes:
-        source: What data set it is.
+        source: Type and location of the dataset.
 
     Raises:
-        FileNotFoundError: The data set is not there; the message says what is missing.
+        FileNotFoundError: The dataset is missing; the message lists the missing files.
         ValueError: The config has no training set.
     """
 
     def __init__(self, cfg: Config, preprocessor: nn.Module):
         check_dataset(cfg, splits=('train', ))
-        leaves, (tested, *_) = (
+        datasets, (tested, *_) = (
             [deepcopy(part)
              for part in iter_dicts(cfg.get(f'{split}_dataloader', {}).get('dataset'))
              if 'pipeline' in part and not {'dataset', 'datasets'} & {*part}] or [None]
             for split in ('train', 'test'))
-        if not all([*leaves, tested]):
+        if not all([*datasets, tested]):
             raise ValueError('int8: expected train_dataloader.dataset and test_dataloader.dataset '
-                             'with a pipeline in the config, as files are calibrated on images '
-                             'of the one, read as by the other')
-        for leaf in leaves:
-            leaf.pipeline = [step for step in tested.pipeline if 'Annotations' not in step.type]
-        self.source = ', '.join(' '.join(str(leaf[key]) for key in ('type', 'data_root',
-                                                                    'ann_file')
-                                         if leaf.get(key)) for leaf in leaves)
-        self.images = ConcatDataset([DATASETS.build(leaf) for leaf in leaves])
+                             'with a pipeline in the config, because files are calibrated on '
+                             'training images, read by the test pipeline')
+        for dataset in datasets:
+            dataset.pipeline = [step for step in tested.pipeline if 'Annotations' not in step.type]
+        self.source = ', '.join(' '.join(str(dataset[key])
+                                         for key in ('type', 'data_root', 'ann_file')
+                                         if dataset.get(key)) for dataset in datasets)
+        self.images = ConcatDataset([DATASETS.build(dataset) for dataset in datasets])
         self.preprocessor = preprocessor
 
     def __len__(self) -> int:
@@ -80,11 +80,12 @@ class TrainingImages(Dataset):
         return self.preprocessor(pseudo_collate([self.images[index]]), False)['inputs']
 
     def split(self, count: int) -> Tuple[Subset, Subset]:
-        """Return ``count`` images to calibrate on, drawn at random but always the same ones,
-        and some others to compare on.
+        """Return ``count`` images to calibrate on and ``COMPARED`` others to compare on.
+
+        Images are drawn at random with a fixed seed.
 
         Raises:
-            ValueError: There are fewer.
+            ValueError: The training set is too small.
         """
         if not 1 <= count <= len(self) - COMPARED:
             raise ValueError(f'int8: {count} images to calibrate on, of a training set of '
@@ -95,14 +96,14 @@ class TrainingImages(Dataset):
 
 
 def quantise(source: Path, target: Path, images: Sequence[Tensor],
-             shape: Optional[Tuple[int, int]] = None):
-    """Write the int8 file of an fp32 one for OpenVINO.
+             shape: Optional[Tuple[int, int]] = None) -> None:
+    """Write the int8 file of an fp32 file for OpenVINO.
 
     Args:
         source: The .xml file of :func:`mmeffformer.deploy.export.export`.
-        target: The .xml file to write, another.
+        target: The .xml file to write, not ``source``.
         images: Normalised float images (1, 3, H, W) to calibrate on.
-        shape: Resize them to this H, W; None keeps their sizes.
+        shape: H, W in px to resize the images to; None keeps their sizes.
 
     Raises:
         ValueError: OpenVINO or NNCF is not installed.
@@ -117,16 +118,16 @@ def quantise(source: Path, target: Path, images: Sequence[Tensor],
 
     model = openvino_core().read_model(str(source))
     others = {op.get_type_name() for op in model.get_ops()} - QUANTISED - UNTYPED
-    # Talking heads, a weight times scores, stay as they are. NNCF takes the last axis for that
-    # of channels, where here are pairs of tokens, and fails when it corrects the bias.
+    # Talking heads, the product of a weight and scores, stay in fp32: NNCF takes the last axis
+    # for the channels, which is that of tokens here, and fails when it corrects the bias.
     mixing = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == 'MatMul'
               and op.input_value(0).get_node().get_type_name() == 'Constant']
-    # Symmetric ranges, as int8 products need no correction for an offset then.
+    # Symmetric ranges, because int8 products need no correction for an offset then.
     model_int8 = nncf.quantize(
         model, nncf.Dataset(images, values), subset_size=len(images),
         preset=nncf.QuantizationPreset.PERFORMANCE, target_device=nncf.TargetDevice.CPU,
         ignored_scope=nncf.IgnoredScope(names=mixing, types=sorted(others)))
-    said = dict(json.loads(model.get_rt_info(META).astype(str)), precision='int8')
-    for key, value in describe(**said).items():
+    meta = dict(json.loads(model.get_rt_info(META).astype(str)), precision='int8')
+    for key, value in describe(**meta).items():
         model_int8.set_rt_info(value, key)
     openvino.save_model(model_int8, str(target), compress_to_fp16=False)

@@ -1,13 +1,13 @@
-"""Whole models as graphs: their own modules, and between them operators that exporters know.
+"""Models as traceable graphs.
 
-What mmdet does between its modules (lists of results, branches on what was found, operators
-of its own) cannot be traced. Here the same steps are taken on tensors alone, for one image
-of any size.
+Between its modules mmdet uses lists of results, branches on the number of detections, and
+operators of its own, which cannot be traced. The classes here call the same modules, and take the
+steps between them on tensors alone, for one image of any size.
 
 Shapes: B batch, H rows, W columns, N detections, R regions of interest.
 """
 import math
-from typing import Sequence, Tuple
+from typing import Any, Iterator, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +15,32 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.onnx.operators import shape_as_tensor
 from torchvision.ops import nms, roi_align
 
-WHAT = ('backbone', 'neck', 'model')
+PARTS = ('backbone', 'neck', 'model')
 
 
 def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
-    """Return a part of a detector or segmentor, or all of it, as a module that can be traced.
+    """Return a part of a detector or segmentor, or the whole, as a module that can be traced.
 
-    It shares the modules of ``model``, in eval mode, takes float (B, 3, H, W), normalised,
-    and returns a tuple of tensors, which its ``output_names`` name.
+    It shares the modules of ``model`` and sets them to eval mode. It maps normalised float
+    (B, 3, H, W) to a tuple of tensors, whose names are its ``output_names``.
 
     Args:
         model: A backbone, or an mmdet or mmseg model that has one.
         what: 'backbone', 'neck' (the backbone's outputs through the neck) or 'model'.
 
     Raises:
-        ValueError: There is no such part, or it is of a kind that cannot be traced.
+        ValueError: The model has no such part, or the part cannot be traced.
     """
-    if what not in WHAT:
-        raise ValueError(f'what={what!r}: expected one of {", ".join(WHAT)}')
+    if what not in PARTS:
+        raise ValueError(f'what={what!r}: expected one of {", ".join(PARTS)}')
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise ValueError(f'{name} has track_running_stats=False: what it gives then depends '
-                             'on the batch, which no exported file can do; train it with True')
+            raise ValueError(f'{name} has track_running_stats=False: its output depends on '
+                             'the batch, which cannot be exported. Train it with True')
     if what == 'backbone':
         return Features(getattr(model, 'backbone', model)).eval()
     if getattr(model, 'neck', None) is None:
-        raise ValueError(f'{type(model).__name__} has no neck; export its backbone')
+        raise ValueError(f'{type(model).__name__} has no neck: export its backbone')
     if what == 'neck':
         return Features(model.backbone, model.neck).eval()
     if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
@@ -48,18 +48,18 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
     if hasattr(model, 'decode_head'):
         return Segmentor(model).eval()
     raise ValueError(f'{type(model).__name__} cannot be exported whole: expected a two-stage '
-                     'detector such as MaskRCNN, or an EncoderDecoder. Export its neck, which '
-                     'is everything before the heads')
+                     'detector such as MaskRCNN, or an EncoderDecoder. Export its backbone and '
+                     'neck (what=\'neck\')')
 
 
 class Traceable(nn.Module):
-    """A module from an image to a tuple of tensors, named ``output_names``."""
+    """A module that maps an image to a tuple of tensors, named ``output_names``."""
 
     output_names: Tuple[str, ...] = ()
 
 
 class Features(Traceable):
-    """Feature maps of a backbone, or of the neck after it, finest first."""
+    """Feature maps of a backbone, or of a backbone and its neck, finest first."""
 
     def __init__(self, backbone: nn.Module, *neck: nn.Module):
         super().__init__()
@@ -74,21 +74,21 @@ class Features(Traceable):
 
 
 class Segmentor(Traceable):
-    """Logits (B, classes, H, W) of an mmseg ``EncoderDecoder`` that sees images whole."""
+    """Logits (B, classes, H, W) of an mmseg ``EncoderDecoder`` with test mode 'whole'."""
 
     output_names = ('logits', )
 
     def __init__(self, model: nn.Module):
         super().__init__()
         if model.test_cfg.get('mode') != 'whole':
-            raise ValueError(f'test_cfg.mode is {model.test_cfg.get("mode")!r}: only models '
-                             "that see an image whole (mode='whole') can be exported whole")
+            raise ValueError(f'test_cfg.mode is {model.test_cfg.get("mode")!r}: a whole segmentor '
+                             "can be exported with 'whole' only")
         from mmseg.models.utils import Upsample
         self.backbone, self.neck, self.head = model.backbone, model.neck, model.decode_head
         for parent in [*self.head.modules()]:
             for name, child in parent.named_children():
                 if type(child) is Upsample and not child.size:
-                    # mmseg's makes the size a number, and a graph would keep that number.
+                    # mmseg's Upsample computes the size as a number, which a trace would keep.
                     setattr(parent, name, nn.Upsample(
                         scale_factor=child.scale_factor, mode=child.mode,
                         align_corners=child.align_corners))
@@ -102,9 +102,9 @@ class Segmentor(Traceable):
 class TwoStageDetector(Traceable):
     """Detections of an mmdet Faster or Mask R-CNN in one image (1, 3, H, W), best first.
 
-    Outputs: boxes (N, 4), x1, y1, x2, y2 in px of the image given; scores (N); labels (N),
-    indices of classes; and, with a mask head, masks (N, 28, 28), the probability of each
-    cell of a grid over the box.
+    Outputs: boxes (N, 4) as x1, y1, x2, y2 in px of the image; scores (N); labels (N), the
+    classes' indices; and, with a mask head, masks (N, 28, 28), the probability of each cell of
+    a grid over the box.
     """
 
     def __init__(self, model: nn.Module):
@@ -125,7 +125,7 @@ class TwoStageDetector(Traceable):
         return boxes, scores, labels, self._segment(features, boxes, labels)
 
     def _propose(self, features: Sequence[Tensor], size: Tensor) -> Tensor:
-        """Return the boxes (R, 4) that the region proposal network finds best."""
+        """Return the best region proposals (R, 4)."""
         cfg, rpn = self.rpn.test_cfg, self.rpn
         boxes, scores, levels = [], [], []
         for i, (logits, deltas) in enumerate(zip(*rpn(features))):
@@ -134,7 +134,9 @@ class TwoStageDetector(Traceable):
             deltas = deltas[0].permute(1, 2, 0).reshape(-1, 4)
             score = logits[0].permute(1, 2, 0).reshape(-1).sigmoid()
             if cfg.nms_pre > 0:
-                score, best = score.topk(_at_most(cfg.nms_pre, score))
+                # The number of scores is a node of the graph.
+                score, best = score.topk(
+                    torch.minimum(torch.tensor(cfg.nms_pre), shape_as_tensor(score)[0]))
                 anchors, deltas = anchors[best], deltas[best]
             boxes.append(_decode(rpn.bbox_coder, anchors, deltas, size))
             scores.append(score)
@@ -146,7 +148,7 @@ class TwoStageDetector(Traceable):
 
     def _classify(self, features: Sequence[Tensor], regions: Tensor, size: Tensor
                   ) -> Tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (N, 4), scores (N) and labels (N) of what is in the regions (R, 4)."""
+        """Return boxes (N, 4), scores (N) and labels (N) of the objects in the regions (R, 4)."""
         cfg, head = self.roi.test_cfg, self.roi.bbox_head
         logits, deltas = head(_pool(self.roi.bbox_roi_extractor, features, _one_more(regions)))
         scores = logits.softmax(1)[:-1, :-1]  # the last class is background
@@ -159,7 +161,7 @@ class TwoStageDetector(Traceable):
         return boxes[keep], scores[keep], labels[keep]
 
     def _segment(self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Return the probabilities (N, 28, 28) of each box's own class."""
+        """Return the mask probabilities (N, 28, 28) of each box's class."""
         extractor = self.roi.mask_roi_extractor or self.roi.bbox_roi_extractor
         logits = self.roi.mask_head(_pool(extractor, features, _one_more(boxes)))[:-1]
         if self.roi.mask_head.class_agnostic:
@@ -167,43 +169,44 @@ class TwoStageDetector(Traceable):
         return logits[torch.arange(labels.shape[0], device=labels.device), labels].sigmoid()
 
 
-def _check_detector(rpn: nn.Module, roi: nn.Module):
-    """Raise a ValueError where a part does something else than what is done here."""
+def _check_detector(rpn: nn.Module, roi: nn.Module) -> None:
+    """Raise a ValueError where a part computes something else than TwoStageDetector does."""
+    for name, value, expected in _settings(rpn, roi):
+        if value != expected:
+            raise ValueError(f'{name} is {value!r}: a whole detector can be exported with '
+                             f"{expected!r} only. Export its neck (what='neck')")
+
+
+def _settings(rpn: nn.Module, roi: nn.Module) -> Iterator[Tuple[str, Any, Any]]:
+    """Yield name, value and supported value of each setting; types come first, as later settings
+    exist in the supported types only."""
     from mmcv.ops import RoIAlign
     from mmdet.models.dense_heads import RPNHead
     from mmdet.models.roi_heads import StandardRoIHead
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
     from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
-    extractors = [roi.bbox_roi_extractor] + [roi.mask_roi_extractor] * roi.with_mask
-    wanted = [('rpn_head', rpn, RPNHead), ('roi_head', roi, StandardRoIHead),
-              ('anchor_generator', rpn.anchor_generator, AnchorGenerator),
-              *[('bbox_coder', head.bbox_coder, DeltaXYWHBBoxCoder)
-                for head in (rpn, roi.bbox_head)],
-              *[('roi_extractor', extractor, SingleRoIExtractor) for extractor in extractors],
-              *[('roi_layer', layer, RoIAlign) for extractor in extractors
-                for layer in extractor.roi_layers]]
-    for name, part, kind in wanted:
-        if type(part) is not kind:
-            raise ValueError(f'{name} is a {type(part).__name__}: a whole detector can be '
-                             f'exported with {kind.__name__} only. Export its neck, which is '
-                             'everything before the heads')
-    settings = [
-        ('rpn_head.use_sigmoid_cls', rpn.use_sigmoid_cls, True),
-        ('roi_head.shared_head', roi.with_shared_head, False),
-        ('roi_head.bbox_head.custom_cls_channels', roi.bbox_head.custom_cls_channels, False),
-        *[('bbox_coder.add_ctr_clamp', head.bbox_coder.add_ctr_clamp, False)
-          for head in (rpn, roi.bbox_head)],
-        *[('test_cfg.nms.type', cfg.nms.get('type', 'nms'), 'nms')
-          for cfg in (rpn.test_cfg, roi.test_cfg)],
-        *[('roi_layer.pool_mode', layer.pool_mode, 'avg') for extractor in extractors
-          for layer in extractor.roi_layers],
-        # ONNX has no other, and would silently sample so.
-        *[('roi_layer.sampling_ratio', layer.sampling_ratio, max(layer.sampling_ratio, 0))
-          for extractor in extractors for layer in extractor.roi_layers]]
-    for name, value, expected in settings:
-        if value != expected:
-            raise ValueError(f'{name} is {value!r}: a whole detector can be exported with '
-                             f'{expected!r} only. Export its neck')
+
+    def kind(name: str, part: nn.Module, expected: type) -> Tuple[str, str, str]:
+        return name, type(part).__name__, expected.__name__
+
+    yield kind('rpn_head', rpn, RPNHead)
+    yield kind('roi_head', roi, StandardRoIHead)
+    yield kind('anchor_generator', rpn.anchor_generator, AnchorGenerator)
+    yield 'rpn_head.use_sigmoid_cls', rpn.use_sigmoid_cls, True
+    yield 'roi_head.shared_head', roi.with_shared_head, False
+    yield 'bbox_head.custom_cls_channels', roi.bbox_head.custom_cls_channels, False
+    for head in (rpn, roi.bbox_head):
+        yield kind('bbox_coder', head.bbox_coder, DeltaXYWHBBoxCoder)
+        yield 'bbox_coder.add_ctr_clamp', head.bbox_coder.add_ctr_clamp, False
+    for cfg in (rpn.test_cfg, roi.test_cfg):
+        yield 'test_cfg.nms.type', cfg.nms.get('type', 'nms'), 'nms'
+    for extractor in [roi.bbox_roi_extractor] + [roi.mask_roi_extractor] * roi.with_mask:
+        yield kind('roi_extractor', extractor, SingleRoIExtractor)
+        for layer in extractor.roi_layers:
+            yield kind('roi_layer', layer, RoIAlign)
+            yield 'roi_layer.pool_mode', layer.pool_mode, 'avg'
+            # ONNX takes a negative ratio for 0, which samples by the size of the box.
+            yield 'roi_layer.sampling_ratio', layer.sampling_ratio, max(layer.sampling_ratio, 0)
 
 
 def _shifted(base: Tensor, like: Tensor, stride: Tuple[int, int]) -> Tensor:
@@ -215,13 +218,8 @@ def _shifted(base: Tensor, like: Tensor, stride: Tuple[int, int]) -> Tensor:
     return (base + shifts).reshape(-1, 4)
 
 
-def _at_most(count: int, scores: Tensor) -> Tensor:
-    """Return the smaller of ``count`` and the number of scores, as part of the graph."""
-    return torch.minimum(torch.tensor(count), shape_as_tensor(scores)[0])
-
-
 def _one_more(boxes: Tensor) -> Tensor:
-    """Return boxes (R + 1, 4): not every runtime can run a head on no region at all."""
+    """Return boxes (R + 1, 4): some runtimes cannot run a head on zero regions."""
     return torch.cat([boxes, boxes.new_tensor([[0., 0., 1., 1.]])])
 
 
@@ -237,18 +235,16 @@ def _decode(coder, boxes: Tensor, deltas: Tensor, size: Tensor) -> Tensor:
 
 
 def _grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, cfg, size: Tensor) -> Tensor:
-    """Return the indices of the boxes to keep, best first: nms within each group."""
+    """Return the indices of the boxes that nms within each group keeps, best first."""
     if not cfg.nms.get('class_agnostic', False):
-        # No box of one group reaches another's; a box beyond the image cannot be longer.
-        boxes_apart = boxes + (groups.to(boxes) * (size.max() + 1))[:, None]
-    else:
-        boxes_apart = boxes
-    keep = nms(boxes_apart, scores, cfg.nms.iou_threshold)
+        # Offsets larger than the image keep boxes of different groups from overlapping.
+        boxes = boxes + (groups.to(boxes) * (size.max() + 1))[:, None]
+    keep = nms(boxes, scores, cfg.nms.iou_threshold)
     return keep[:cfg.max_per_img] if cfg.max_per_img > 0 else keep
 
 
 def _pool(extractor, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """Return (R, C, rows, cols) of the boxes (R, 4), each from the level that fits its size."""
+    """Return features (R, C, rows, cols) of the boxes (R, 4), each from the level of its size."""
     layers, finest = extractor.roi_layers, extractor.finest_scale
     extent = boxes[:, 2:] - boxes[:, :2]
     scale = (extent[:, 0] * extent[:, 1]).sqrt() / finest

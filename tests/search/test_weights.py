@@ -1,4 +1,4 @@
-"""Which channels count, and weights with the others cut away."""
+"""The ranking of channels, and weights of sub-networks."""
 import gc
 import weakref
 
@@ -8,7 +8,13 @@ from support.helpers import assert_close, image
 from torch import nn
 
 from mmeffformer import SuperEfficientFormer
-from mmeffformer.search.cut import Widened, cut, kept_channels, places, rank
+from mmeffformer.search.weights import (
+    PaddedBackbone,
+    channel_groups,
+    extract,
+    kept_channels,
+    rank_channels,
+)
 
 WIDTHS = (16, 32, 32, 48)
 
@@ -21,32 +27,32 @@ def supernet(randomize):
 
 @pytest.fixture
 def ranking(supernet):
-    """Any order, another one at each place."""
+    """A random order of the channels of each group."""
     generator = torch.Generator().manual_seed(0)
     sizes = dict(stem=8)
     for i, width in enumerate(WIDTHS):
-        sizes.update({place: 4 * width if 'hidden' in place else width
-                      for place in places(supernet) if place.startswith((f'stage.{i}',
-                                                                         f'hidden.{i}'))})
-    return {place: torch.randperm(size, generator=generator) for place, size in sizes.items()}
+        sizes.update({group: 4 * width if 'hidden' in group else width
+                      for group in channel_groups(supernet)
+                      if group.startswith((f'stage.{i}', f'hidden.{i}'))})
+    return {group: torch.randperm(size, generator=generator) for group, size in sizes.items()}
 
 
 CHOICES = (['MB4D'], ['MB4D'], ['I', 'MB4D'], ['MB4D', 'MB3D'])
 
 
-def test_the_whole_network_computes_the_same(supernet, ranking):
+def test_network_at_full_width_computes_the_same(supernet, ranking):
     network = supernet.subnetwork(CHOICES)
     supernet.choose(CHOICES)
     with torch.no_grad():
-        assert_close(cut(supernet, network, ranking).eval()(image(64, 96)),
+        assert_close(extract(supernet, network, ranking).eval()(image(64, 96)),
                      supernet(image(64, 96)), 1e-6)
 
 
-def test_a_cut_network_is_the_supernet_without_what_the_cut_channels_do(supernet, ranking):
-    """Where nothing reads a channel, and nothing is normed with it, cutting it changes nothing."""
+def test_cut_channels_are_those_that_are_not_kept(supernet, ranking):
+    """Cutting channels that no layer reads or normalises with others changes nothing."""
     network = supernet.subnetwork((['MB4D'], ['MB4D'], ['I', 'MB4D'], ['MB4D', 'MB4D']),
                                   (16, 16, 32, 32))
-    made = cut(supernet, network, ranking).eval()
+    made = extract(supernet, network, ranking).eval()
     kept = kept_channels(network, ranking)
     silenced = {name: value.clone() for name, value in supernet.state_dict().items()}
     for i, j, kind in network.blocks():
@@ -61,17 +67,17 @@ def test_a_cut_network_is_the_supernet_without_what_the_cut_channels_do(supernet
     supernet.load_state_dict(silenced)
     supernet.choose(network.choices)
     with torch.no_grad():
-        whole, ours = supernet(image(64, 96)), made(image(64, 96))
-        widened = Widened(made, kept, WIDTHS)(image(64, 96))
-    assert_close(ours, [out[:, channels] for out, channels in zip(whole, kept)], 1e-5)
-    for wide, out, channels in zip(widened, ours, kept):
+        whole, outs = supernet(image(64, 96)), made(image(64, 96))
+        padded = PaddedBackbone(made, kept, WIDTHS)(image(64, 96))
+    assert_close(outs, [out[:, channels] for out, channels in zip(whole, kept)], 1e-5)
+    for wide, out, channels in zip(padded, outs, kept):
         rest = [c for c in range(wide.shape[1]) if c not in channels]
         assert torch.equal(wide[:, channels], out) and not wide[:, rest].any()
 
 
 def test_every_tensor_of_an_attention_block(supernet, ranking):
     network = supernet.subnetwork(CHOICES, (16, 32, 32, 32))
-    state, whole = cut(supernet, network, ranking).state_dict(), supernet.state_dict()
+    state, whole = extract(supernet, network, ranking).state_dict(), supernet.state_dict()
     kept = kept_channels(network, ranking)[3]
     hidden = ranking['hidden.3.1.MB3D'][:128].sort().values
     expected = {
@@ -82,11 +88,12 @@ def test_every_tensor_of_an_attention_block(supernet, ranking):
         'token_mixer.bias.table': (slice(None),),
         'mlp.expand.weight': (hidden[:, None], kept), 'mlp.expand.bias': (hidden,),
         'mlp.project.weight': (kept[:, None], hidden), 'mlp.project.bias': (kept,)}
-    ours = {key.removeprefix('stages.3.blocks.1.'): value for key, value in state.items()
-            if key.startswith('stages.3.blocks.1.')}
-    assert ours.keys() == expected.keys()
+    actual = {key.removeprefix('stages.3.blocks.1.'): value for key, value in state.items()
+              if key.startswith('stages.3.blocks.1.')}
+    assert actual.keys() == expected.keys()
     for key, index in expected.items():
-        assert torch.equal(ours[key], whole[f'stages.3.blocks.1.branches.MB3D.{key}'][index]), key
+        source = whole[f'stages.3.blocks.1.branches.MB3D.{key}']
+        assert torch.equal(actual[key], source[index]), key
 
 
 def losses(supernet, count=2):
@@ -94,26 +101,26 @@ def losses(supernet, count=2):
         yield lambda i=i: sum(out.square().mean() for out in supernet(image(64, 64 + 32 * i)))
 
 
-def test_channels_that_do_nothing_come_last(supernet):
+def test_channels_without_effect_are_last(supernet):
     useless = {'hidden.1.0.MB4D': torch.tensor([3, 70, 127]),
                'hidden.3.1.MB3D': torch.tensor([0, 100]), 'stem': torch.tensor([5])}
     with torch.no_grad():
-        for place, channels in useless.items():
-            if place == 'stem':
+        for group, channels in useless.items():
+            if group == 'stem':
                 supernet.stem[1].conv.weight[:, channels] = 0
             else:
-                _, i, j, kind = place.split('.')
+                _, i, j, kind = group.split('.')
                 project = supernet.stages[int(i)].blocks[int(j)].branches[kind].mlp.project
                 getattr(project, 'conv', project).weight[:, channels] = 0
-    ranking = rank(supernet, losses(supernet))
-    assert ranking.keys() == places(supernet).keys()
-    for place, channels in useless.items():
-        assert {*ranking[place][-len(channels):].tolist()} == {*channels.tolist()}
+    ranking = rank_channels(supernet, losses(supernet))
+    assert ranking.keys() == channel_groups(supernet).keys()
+    for group, channels in useless.items():
+        assert {*ranking[group][-len(channels):].tolist()} == {*channels.tolist()}
     assert len(ranking['stage.3']) == 48 and len(ranking['hidden.2.1.MB3D']) == 128
 
 
 def test_ranking_is_by_activation_times_gradient(supernet):
-    """Against the sum computed from what one module puts out, alone at its place."""
+    """Compare with the sum for the output of a module that is alone in its group."""
     seen = []
     hidden = supernet.stages[1].blocks[0].branches['MB4D'].mlp.expand
 
@@ -122,7 +129,7 @@ def test_ranking_is_by_activation_times_gradient(supernet):
         seen.append(out)
 
     handle = hidden.register_forward_hook(watch)
-    ranking = rank(supernet, losses(supernet, 1))
+    ranking = rank_channels(supernet, losses(supernet, 1))
     handle.remove()
     product = (seen[0] * seen[0].grad).sum((2, 3)).abs().sum(0)
     assert torch.equal(ranking['hidden.1.0.MB4D'], product.double().argsort(descending=True))
@@ -132,7 +139,7 @@ def test_ranking_leaves_the_supernet_as_it_was(supernet):
     supernet.stem.requires_grad_(False)
     supernet.set_temperature(.3)
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    ranking = rank(supernet, losses(supernet))
+    ranking = rank_channels(supernet, losses(supernet))
     assert len({*ranking['stem'].tolist()}) == 8 and not torch.equal(
         ranking['stem'], torch.arange(8))  # ranked though it is frozen
     assert not any(p.requires_grad for p in supernet.stem.parameters())
@@ -146,16 +153,16 @@ def test_ranking_keeps_no_activations(supernet):
     alive = []
     supernet.stages[3].downsample.register_forward_hook(
         lambda module, args, out: alive.append(weakref.ref(out)))
-    rank(supernet, losses(supernet))
+    rank_channels(supernet, losses(supernet))
     gc.collect()
     assert len(alive) == 2 and not any(reference() is not None for reference in alive)
 
 
 def test_statistics_of_norms_are_cut_too(supernet, ranking):
     network = supernet.subnetwork(CHOICES, (16, 16, 32, 48))
-    made = cut(supernet, network, ranking)
+    made = extract(supernet, network, ranking)
     kept = kept_channels(network, ranking)[1]
-    ours, theirs = made.stages[1].downsample.norm, supernet.stages[1].downsample.norm
-    assert isinstance(ours, nn.BatchNorm2d)
+    norm, source = made.stages[1].downsample.norm, supernet.stages[1].downsample.norm
+    assert isinstance(norm, nn.BatchNorm2d)
     for name in ('weight', 'bias', 'running_mean', 'running_var'):
-        assert torch.equal(getattr(ours, name), getattr(theirs, name)[kept])
+        assert torch.equal(getattr(norm, name), getattr(source, name)[kept])

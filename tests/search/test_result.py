@@ -1,4 +1,6 @@
-"""The supernet inside a classifier and a detector: trained by an ordinary config, and searched."""
+"""Configs and weights of the networks found, in a segmentor, a classifier and a detector."""
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -6,10 +8,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from support.helpers import made_up_table
+from support.helpers import assert_close, made_up_table
 
 from mmeffformer import EfficientFormer
 from mmeffformer.datasets import write_coco
+from mmeffformer.search.result import arch_dict, finish, write_network
 from mmeffformer.search.search import Search, Share
 from mmeffformer.utils.registry import MODELS
 
@@ -21,7 +24,7 @@ SUPERNET = dict(
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
-    """Made up: every part takes as many ms as it has channels, by 100."""
+    """A made-up table, in which every part takes 0.01 ms per channel."""
     return str(made_up_table(tmp_path_factory.mktemp('table') / 'table.json', (64, 64), WIDTHS,
                              lambda part: sum(part.widths) / 100))
 
@@ -59,7 +62,7 @@ def detector(repo_root, folder) -> Config:
     cfg.merge_from_dict(dict(
         model=dict(neck=dict(in_channels=list(WIDTHS)),
                    test_cfg=dict(rcnn=dict(score_thr=0., max_per_img=20))),
-        train_cfg=dict(max_iters=2, val_interval=2), param_scheduler=[],
+        train_cfg=dict(max_iters=1, val_interval=2), param_scheduler=[],
         val_evaluator=dict(ann_file=str(folder / 'annotations/instances_val.json')),
         custom_hooks=[dict(type='mmeffformer.TemperatureHook')],
         optim_wrapper=dict(paramwise_cfg=dict(custom_keys=dict(importance=dict(lr_mult=5.))))))
@@ -86,13 +89,14 @@ def test_trained_searched_and_cut(repo_root, tmp_path, table, make, metric, read
 
     cfg.work_dir = str(tmp_path / 'slim')
     search = Search(cfg, checkpoint, table, Share(.6), batches=1)
-    steps = search.slim(report=lambda _: None)
+    steps = search.slim()
     assert search.evaluation.metric == metric
     found = steps[-1].network
     assert search.ms(found) <= .6 * search.ms(search.start)
-    # The last stage is narrowed as well, so that who reads it has to be cut.
+    # The last stage is narrowed as well, so that the layer that reads it is cut.
     widths = (16, 16, 32, 32)
-    config = search.write(steps[-1]._replace(network=type(found)(found.choices, widths)), 'found')
+    config = write_network(
+        search, steps[-1]._replace(network=type(found)(found.choices, widths)), 'found')
 
     cfg = Config.fromfile(config)
     init_default_scope(cfg.default_scope)
@@ -107,3 +111,51 @@ def test_trained_searched_and_cut(repo_root, tmp_path, table, make, metric, read
     runner = Runner.from_cfg(cfg)
     runner.model.load_state_dict(state)
     runner.train()  # starts from these
+
+
+@pytest.fixture(scope='module')
+def config(slimmed):
+    """The config that a finished search has written."""
+    search, steps = slimmed
+    return finish(search, steps, {}, {'l1': None})
+
+
+def test_config_and_weights_are_those_evaluated(slimmed, config, tmp_path):
+    search, steps = slimmed
+    cfg = Config.fromfile(config)
+    assert cfg.model.backbone.type == 'mmeffformer.EfficientFormer'
+    assert cfg.model.neck.in_channels == list(steps[-1].network.widths)
+    assert not cfg.custom_hooks and 'importance' not in str(cfg.optim_wrapper)
+    cfg.work_dir = str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner.load_checkpoint(cfg.load_from, strict=True)
+    loop = runner.val_loop
+    metrics = loop.run()
+    assert metrics['mIoU'] == steps[-1].accuracy
+    assert torch.load(cfg.load_from, weights_only=True)['meta']['accuracy'] == metrics['mIoU']
+    # mIoU is rounded; logits are not.
+    data = runner.model.data_preprocessor(next(iter(loop.dataloader)), False)
+    with torch.no_grad(), search.evaluation.installed(steps[-1].network) as model:
+        logits = [each(data['inputs'], mode='tensor') for each in (runner.model.eval(), model)]
+    assert_close(logits[:1], logits[1:], 1e-4)
+
+
+def test_journal_and_plot(slimmed, config):
+    search, steps = slimmed
+    written = json.loads((search.work_dir / 'journal.json').read_text())
+    arch = steps[-1].network.arch
+    assert written['arch'] == arch_dict(arch) == dict(
+        widths=list(arch.widths), depths=list(arch.depths),
+        attention_blocks=list(arch.attention_blocks))
+    assert cv2.imread(str(search.work_dir / 'path.png')).shape[1] > 600
+
+
+def test_network_at_full_width_has_the_weights_of_the_supernet(slimmed):
+    search, steps = slimmed
+    path = write_network(search, steps[0], 'whole')
+    state = torch.load(Config.fromfile(path).load_from, weights_only=True)['state_dict']
+    model = search.model.state_dict()
+    shared = [key for key in state if key in model]
+    assert {'decode_head.conv_seg.weight', 'neck.lateral_convs.3.conv.weight'} < {*shared}
+    assert all(torch.equal(state[key], model[key]) for key in shared
+               if 'running' not in key and 'num_batches' not in key)

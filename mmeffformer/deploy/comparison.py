@@ -1,0 +1,171 @@
+"""Comparison of exported files with PyTorch, output by output.
+
+Shapes: H rows, W columns, N detections.
+"""
+import math
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+Outputs = Dict[str, Tensor]
+
+# Largest error of an output, relative to its largest value. fp32 gives 1e-6 to 1e-4; a graph
+# that computes something else is far beyond.
+TOLERANCE = 1e-3
+# Rounding decides whether a box is among the best 1000, or overlaps by just the threshold of
+# nms, and then another box is kept. Trained detectors have few such detections.
+DETECTIONS_TOLERANCE = 0.02
+# Norm of an int8 output's errors, relative to the norm of its values. Rounding to 255 steps gives
+# 0.01 to 0.05; activation ranges of other images soon give 1. Detections near the threshold come
+# and go, and where int8 moves a box, its mask moves along.
+INT8_TOLERANCE, INT8_DETECTIONS_TOLERANCE, INT8_IOU = 0.1, 0.2, 0.5
+
+
+class MismatchError(ValueError):
+    """An exported file does not compute what PyTorch computes."""
+
+
+class Comparison(NamedTuple):
+    """The comparison of one output over all inputs.
+
+    Attributes:
+        output: Name of the output; 'detections' compares the sets of detections.
+        error: Largest error relative to the largest value of PyTorch; in int8 the Euclidean norm
+            of errors relative to that of values. Of 'detections', the share of those of either
+            that have no counterpart in the other; in int8 the sum of differences in score, where
+            a missing detection scores 0, relative to the sum of scores.
+        tolerance: Largest ``error`` of a file that is kept.
+        inputs: Number of inputs.
+    """
+
+    output: str
+    error: float
+    tolerance: float
+    inputs: int
+
+    @property
+    def matches(self) -> bool:
+        """Return whether the error is within the tolerance."""
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        return (f'{self.output}: error {self.error:.2g}, tolerance {self.tolerance:g}, over '
+                f'{self.inputs} inputs')
+
+
+def compare(model: nn.Module, what: str, run: Callable[[Tensor], Outputs],
+            inputs: Sequence[Tensor], int8: bool = False) -> List[Comparison]:
+    """Compare the outputs of a model of mmdet or mmseg with those of an exported file.
+
+    Detections may come in any order. The counterpart of a detection has the same label and,
+    within ``TOLERANCE``, the same box and score; in int8 an overlapping box (IoU 0.5) and any
+    score.
+
+    Args:
+        model: The model, not fused.
+        what: The part exported, see :func:`mmeffformer.deploy.graphs.traceable`.
+        run: Maps a float image (1, 3, H, W) to outputs by name.
+        inputs: Images to compare on.
+        int8: Whether ``run`` computes in int8.
+
+    Raises:
+        MismatchError: An output has another shape.
+    """
+    found: Dict[str, List[Tuple[float, float]]] = {}  # error and reference of each input
+    for image in inputs:
+        expected, actual = expected_outputs(model, what, image), run(image)
+        if 'boxes' in expected:
+            expected, actual, errors = _match(expected, actual, max(image.shape[2:]), int8)
+            found.setdefault('detections', []).append(errors)
+        for name, value in expected.items():
+            found.setdefault(name, []).append(_errors(name, value, actual[name], image, int8))
+    compared = []
+    for name, pairs in found.items():
+        tolerance = INT8_TOLERANCE if int8 else TOLERANCE
+        if name == 'detections' or int8 and name in ('boxes', 'masks'):
+            tolerance = INT8_DETECTIONS_TOLERANCE if int8 else DETECTIONS_TOLERANCE
+        if name == 'detections':
+            error, reference = map(sum, zip(*pairs))
+        else:
+            error, reference = (math.hypot(*each) if int8 else max(each) for each in zip(*pairs))
+        compared.append(Comparison(name, error / max(reference, 1e-6), tolerance, len(inputs)))
+    return compared
+
+
+def check_matches(compared: Sequence[Comparison], path: Path, runtime: str) -> None:
+    """Raise a MismatchError that lists the outputs which do not match, if there are any."""
+    wrong = [str(each) for each in compared if not each.matches]
+    if wrong:
+        raise MismatchError(f'{path} was not written: {runtime} does not compute what PyTorch '
+                            'computes.\n' + '\n'.join(wrong))
+
+
+def _errors(name: str, expected: Tensor, actual: Tensor, image: Tensor, int8: bool
+            ) -> Tuple[float, float]:
+    """Return error and reference of one output for one image, see :class:`Comparison`."""
+    if expected.shape != actual.shape:
+        raise MismatchError(f'{name} for an image of {image.shape[2]} x {image.shape[3]} px has '
+                            f'shape {tuple(actual.shape)}: expected {tuple(expected.shape)}')
+    if not expected.numel():
+        return 0., 0.
+    expected = expected.double()
+    # nan would lose every comparison, and so pass as no error.
+    error = (actual.double() - expected).nan_to_num(nan=math.inf)
+    return tuple((value.norm() if int8 else value.abs().max()).item()
+                 for value in (error, expected))
+
+
+def _match(expected: Outputs, actual: Outputs, side: int, int8: bool
+           ) -> Tuple[Outputs, Outputs, Tuple[float, float]]:
+    """Return the detections that have a counterpart, in the same order, and error and reference
+    of 'detections', see :class:`Comparison`."""
+    from scipy.optimize import linear_sum_assignment
+    if int8:
+        distance, limit = 1 - box_iou(expected['boxes'], actual['boxes']), 1 - INT8_IOU
+    else:
+        distance = (expected['boxes'][:, None] - actual['boxes']).abs().amax(2) / side
+        distance = torch.maximum(
+            distance, (expected['scores'][:, None] - actual['scores']).abs())
+        limit = TOLERANCE
+    distance = distance + (expected['labels'][:, None] != actual['labels']) / TOLERANCE
+    # nan counts as a distance beyond the limit.
+    distance = distance.double().nan_to_num(1 / TOLERANCE).clamp(max=1 / TOLERANCE)
+    rows, columns = map(torch.as_tensor, linear_sum_assignment(distance.numpy()))
+    near = distance[rows, columns] <= limit
+    rows, columns = rows[near], columns[near]
+    weights = [found['scores'] if int8 else torch.ones_like(found['scores'])
+               for found in (expected, actual)]
+    reference = sum(weight.sum().item() for weight in weights)
+    error = reference - 2 * torch.minimum(weights[0][rows], weights[1][columns]).sum().item()
+    names = [name for name in expected if not int8 or name in ('boxes', 'masks')]
+    return ({name: expected[name][rows] for name in names},
+            {name: actual[name][columns] for name in names}, (error, reference))
+
+
+@torch.no_grad()
+def expected_outputs(model: nn.Module, what: str, image: Tensor) -> Outputs:
+    """Return the outputs that mmdet or mmseg computes, under the names of the exported ones."""
+    if what != 'model':
+        features = getattr(model, 'backbone', model)(image)
+        features = model.neck(features) if what == 'neck' else features
+        return {f'feature{i}': feature for i, feature in enumerate(features)}
+    if hasattr(model, 'decode_head'):
+        return dict(logits=model.predict(image)[0].seg_logits.data[None])
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import bbox2roi
+    size = tuple(image.shape[2:])
+    sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size,
+                                         batch_input_shape=size, scale_factor=(1., 1.)))
+    features, roi = model.extract_feat(image), model.roi_head
+    proposals = model.rpn_head.predict(features, [sample], rescale=False)
+    found, = roi.predict_bbox(features, [sample.metainfo], proposals, roi.test_cfg, rescale=False)
+    outputs = dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
+    if roi.with_mask:
+        extractor, head = roi.mask_roi_extractor, roi.mask_head
+        masks = head(extractor(features[:extractor.num_inputs], bbox2roi([found.bboxes])))
+        classes = torch.zeros_like(found.labels) if head.class_agnostic else found.labels
+        outputs['masks'] = masks[torch.arange(len(found)), classes].sigmoid()
+    return outputs

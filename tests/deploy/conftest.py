@@ -1,0 +1,79 @@
+"""Small models with random weights, and files exported from them."""
+from functools import cache
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from support.helpers import ROOT
+
+from mmeffformer.deploy.export import export
+from mmeffformer.deploy.runtimes import SUFFIXES, ExportedFile
+from mmeffformer.utils.registry import MODELS
+
+TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
+# Heads of a detector take most of the time.
+NARROW = {f'model.{key}': 32 for key in (
+    'neck.out_channels', 'rpn_head.in_channels', 'rpn_head.feat_channels',
+    'roi_head.bbox_roi_extractor.out_channels', 'roi_head.mask_roi_extractor.out_channels',
+    'roi_head.bbox_head.in_channels', 'roi_head.bbox_head.fc_out_channels',
+    'roi_head.mask_head.in_channels', 'roi_head.mask_head.conv_out_channels')}
+
+
+@pytest.fixture(scope='session')
+def arch():
+    return TINY
+
+
+@pytest.fixture(scope='session')
+def config():
+    """A function that returns the config of a small Mask R-CNN or Semantic FPN."""
+
+    def read(name: str, kind: str = 'EfficientFormer', **options) -> Config:
+        cfg = Config.fromfile(ROOT / f'configs/demo/{name}_effformer_l1_shapes.py')
+        cfg.model.backbone.update(type=f'mmeffformer.{kind}', arch=TINY, bias_grid=3)
+        cfg.model.neck.in_channels = list(TINY['widths'])
+        if name == 'maskrcnn':
+            cfg.merge_from_dict(NARROW)
+        cfg.merge_from_dict(options)
+        return cfg
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def build(config, randomize):
+    """A function that builds such a model with random weights."""
+
+    def built(name: str, *args, **options):
+        cfg = config(name, *args, **options)
+        init_default_scope(cfg.default_scope)
+        torch.manual_seed(0)
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        randomize(model.backbone)
+        if name == 'maskrcnn':
+            # Scores and boxes far from each other, so that rounding decides nothing in nms.
+            for part in (model.rpn_head.rpn_cls, model.roi_head.bbox_head.fc_cls,
+                         model.roi_head.bbox_head.fc_reg):
+                part.weight.data *= 9
+        return model.eval()
+
+    return built
+
+
+@pytest.fixture(scope='session')
+def exported(build, tmp_path_factory):
+    """A function that returns a whole model and its file for any size: of V1 for OpenVINO, of V2
+    for ONNX Runtime. The detector proposes only regions of more than 33 x 33 px."""
+
+    @cache
+    def make(name: str, to: str):
+        kind = 'EfficientFormer' if to == 'openvino' else 'EfficientFormerV2'
+        options = {'model.test_cfg.rpn.min_bbox_size': 33} if name == 'maskrcnn' else {}
+        model = build(name, kind, **options)
+        path = tmp_path_factory.mktemp('exported') / f'model{SUFFIXES[to]}'
+        export(model, path, to, 'model', (64, 96), dynamic=True)
+        return model, ExportedFile(path, to)
+
+    return make
