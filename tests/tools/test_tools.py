@@ -160,7 +160,7 @@ def test_learning_curve(trained, tmp_path):
     run('tools/analysis_tools/learning_curve.py', trained[1], '--out', tmp_path / 'curve.png')
     assert cv2.imread(str(tmp_path / 'curve.png')).shape[1] > 1000
     printed = run('tools/analysis_tools/learning_curve.py', tmp_path, expect=1)
-    assert 'expected the work dir' in printed and 'Traceback' not in printed
+    assert 'expected the work_dir' in printed and 'Traceback' not in printed
 
 
 def test_coco_config_on_pictures_of_cocos_sizes(tmp_path):
