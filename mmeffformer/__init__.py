@@ -2,7 +2,7 @@
 
 Importing this package registers everything in scope ``mmeffformer``:
 ``type='mmeffformer.EfficientFormer'`` and ``EfficientFormerV2`` then work in any
-OpenMMLab config. It offers operators where mmcv has none, and changes nothing else;
+OpenMMLab config. It offers the operators that mmcv lacks, and changes nothing else;
 :func:`patch_mmengine` does, for this project's Runner and tools.
 """
 from importlib.util import find_spec
