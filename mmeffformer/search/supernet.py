@@ -10,7 +10,7 @@ Shapes: B batch, C channels, H rows, W columns.
 """
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import broadcast
@@ -249,7 +249,7 @@ class SuperEfficientFormer(EfficientFormer):
                           logger='current')
         return report
 
-    def switch_to_deploy(self) -> NoReturn:
+    def switch_to_deploy(self) -> None:
         """Raise a RuntimeError: only a sub-network can be deployed."""
         raise RuntimeError('a supernet cannot be deployed: slim it (tools/slim.py), train the '
                            'network found, and deploy that')
