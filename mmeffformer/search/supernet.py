@@ -17,7 +17,6 @@ from typing import (
     Iterator,
     List,
     Mapping,
-    NoReturn,
     Optional,
     Sequence,
     Tuple,
@@ -260,7 +259,7 @@ class SuperEfficientFormer(EfficientFormer):
                           logger='current')
         return report
 
-    def switch_to_deploy(self) -> NoReturn:
+    def switch_to_deploy(self) -> None:
         """Raise a RuntimeError: only a sub-network can be deployed."""
         raise RuntimeError('a supernet cannot be deployed: slim it (tools/slim.py), train the '
                            'network found, and deploy that')
