@@ -1,7 +1,4 @@
-"""Published figures of the metafiles and measured figures of work dirs, side by side.
-
-Figures are read as the papers print them; '42.6 ?' is an unconfirmed one.
-"""
+"""Published and measured figures side by side. '42.6 ?' is an unconfirmed figure."""
 import json
 from dataclasses import dataclass
 from numbers import Real
