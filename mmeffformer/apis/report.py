@@ -1,9 +1,6 @@
-"""Published figures of the metafiles and measured figures of work dirs, side by side.
-
-Figures are read as the papers print them; '42.6 ?' is an unconfirmed one.
-"""
+"""Published and measured figures side by side. '42.6 ?' is an unconfirmed figure."""
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -16,7 +13,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..utils.complexity import complexity
-from ..utils.files import atomic_write
 from ..utils.markdown import markdown_table
 from ..utils.plots import read_scalars
 from ..utils.registry import MODELS
@@ -31,47 +27,37 @@ METRICS = {
        for kind, name in (('box', 'bbox'), ('mask', 'segm')) for iou in ('', '50', '75')},
     'mIoU': ('mIoU', 1), 'accuracy/top1': ('Top 1 Accuracy', 1),
 }
-VAL_IMAGES = {'COCO 2017': 5000, 'ADE20K': 2000, 'ImageNet-1k': 50000}
-# H and W of a typical input, px.
-SHAPES = {'COCO 2017': (800, 1344), 'ADE20K': (512, 512), 'ImageNet-1k': (224, 224)}
+# Images in the validation split; H and W of a typical input, px.
+DATA = {'COCO 2017': (5000, (800, 1344)), 'ADE20K': (2000, (512, 512)),
+        'ImageNet-1k': (50000, (224, 224))}
 # Columns of Table 2 of EfficientFormer, and the figures in each.
 TABLE2 = {
     'params, M': ('Classifier Params (M)',),
     'box AP / 50 / 75': ('box AP', 'box AP50', 'box AP75'),
-    'mask AP / 50 / 75': ('mask AP', 'mask AP50', 'mask AP75'),
-    'mIoU': ('mIoU',),
+    'mask AP / 50 / 75': ('mask AP', 'mask AP50', 'mask AP75'), 'mIoU': ('mIoU',),
 }
 
 
 @dataclass(frozen=True)
 class Model:
-    """An entry of a metafile.
+    """An entry of a metafile. Its name is the stem of its config, a path below ``ROOT``.
 
-    Attributes:
-        name: The stem of its config.
-        config: Path of the config below ``ROOT``.
-        published: Figures as printed: metrics, 'Params (M)' of the whole model, 'GMACs'.
+    ``published`` holds figures as printed: metrics, 'Params (M)' of the whole model, 'GMACs'.
     """
 
     name: str
     config: str
+    data: str
     metadata: Dict[str, str]
     published: Dict[str, str]
-
-    @property
-    def data(self) -> str:
-        return self.metadata['Training Data']
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures measured of one model.
+    """Figures of one model: metrics in percent, 'Params (M)', 'GMACs'.
 
-    Attributes:
-        model: Name of the model.
-        figures: By name: metrics in percent, 'Params (M)', 'GMACs'.
-        source: The checkpoint or validation, the length of its training, the number of images.
-        path: The folder or config that the figures come from.
+    ``source`` names the checkpoint or validation, the progress of the training and the number
+    of images; ``path`` is the folder or config that the figures come from.
     """
 
     model: str
@@ -91,13 +77,14 @@ def read_models() -> Dict[str, Model]:
         return yaml.load((ROOT / path).read_text(encoding='utf-8'), yaml.BaseLoader)
 
     models = {}
-    for entry in (entry for path in load('model-index.yml')['Import']
-                  for entry in load(path)['Models']):
-        metadata = entry['Metadata']
-        figures = {key: metadata[key] for key in ('Params (M)', 'GMACs') if key in metadata}
-        for result in entry.get('Results', ()):
-            figures.update(result['Metrics'])
-        models[entry['Name']] = Model(entry['Name'], entry['Config'], metadata, figures)
+    for path in load('model-index.yml')['Import']:
+        for entry in load(path)['Models']:
+            metadata = entry['Metadata']
+            figures = {key: metadata[key] for key in ('Params (M)', 'GMACs') if key in metadata}
+            for result in entry.get('Results', ()):
+                figures.update(result['Metrics'])
+            models[entry['Name']] = Model(entry['Name'], entry['Config'],
+                                          metadata['Training Data'], metadata, figures)
     return models
 
 
@@ -108,17 +95,14 @@ def read_published() -> Dict[str, Dict[str, str]]:
 
 def published_table(models: Iterable[Model],
                     columns: Mapping[str, Sequence[str]] = TABLE2) -> str:
-    """Return a Markdown table of published figures, one row for each backbone.
+    """Return a Markdown table of published figures, one row for all models of a backbone.
 
-    Args:
-        models: Models of the same backbone share a row.
-        columns: The figures, or keys of metadata, of each column.
+    ``columns`` names the figures, or keys of metadata, in each column.
     """
 
     def cell(figures: Sequence[str]) -> str:
-        text = ' / '.join(figure.removesuffix(' ?') for figure in figures)
-        return (text + ' (?)' * any(figure.endswith('?') for figure in figures)
-                if any(figures) else NONE)
+        text = ' / '.join(figures).replace(' ?', '') + ' (?)' * ('?' in ''.join(figures))
+        return text if any(figures) else NONE
 
     rows: Dict[str, Dict[str, str]] = {}
     for model in models:
@@ -128,9 +112,6 @@ def published_table(models: Iterable[Model],
     return markdown_table(['backbone', *columns, 'NAME'], (
         [name, *(cell([row.get(key, '') for key in keys]) for keys in columns.values()),
          row['NAME']] for name, row in rows.items()))
-
-
-# Measured figures ----------------------------------------------------------------------------
 
 
 def record_evaluation(runner: Runner, config: str, checkpoint: str,
@@ -148,8 +129,7 @@ def record_evaluation(runner: Runner, config: str, checkpoint: str,
               if isinstance(meta.get(key), (str, int))},
         images=len(runner.test_dataloader.dataset),
         metrics={key: float(value) for key, value in metrics.items() if isinstance(value, Real)})
-    with atomic_write(path) as tmp_path:
-        tmp_path.write_text(json.dumps(record, indent=1))
+    path.write_text(json.dumps(record, indent=1))
     return path
 
 
@@ -163,14 +143,13 @@ def read_measurements(work_dirs: Path,
     Raises:
         FileNotFoundError: There is no such folder.
     """
-    if not Path(work_dirs).is_dir():
+    if not work_dirs.is_dir():
         raise FileNotFoundError(f'{work_dirs} is not a folder: expected one that holds work dirs '
                                 'of tools/train.py and tools/test.py')
-    records = sorted(Path(work_dirs).rglob(RECORD))
-    trained = sorted({path.parents[2] for path in Path(work_dirs).rglob('vis_data/scalars.json')})
+    trained = sorted({path.parents[2] for path in work_dirs.rglob('vis_data/scalars.json')})
     measurements, problems = [], []
-    for read, path in [(_evaluation, path) for path in records] + [
-            (_validation, path) for path in trained]:
+    for path in [*sorted(work_dirs.rglob(RECORD)), *trained]:
+        read = _evaluation if path.name == RECORD else _validation
         try:
             measurements += read(path, models)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -185,9 +164,9 @@ def _evaluation(path: Path, models: Mapping[str, Model]) -> Iterator[Measurement
     if model:
         made = (f'converted from {meta["converted_from"]}' if 'converted_from' in meta
                 else _progress(model, meta.get('epoch'), meta.get('iter')))
-        yield Measurement(
-            model.name, _figures(record['metrics']), f'{Path(record["checkpoint"]).name}, {made}, '
-            f'{record["images"]} of {VAL_IMAGES[model.data]} images', path.parent)
+        source = (f'{Path(record["checkpoint"]).name}, {made}, '
+                  f'{record["images"]} of {DATA[model.data][0]} images')
+        yield Measurement(model.name, _figures(record['metrics']), source, path.parent)
 
 
 def _validation(work_dir: Path, models: Mapping[str, Model]) -> Iterator[Measurement]:
@@ -205,11 +184,10 @@ def _validation(work_dir: Path, models: Mapping[str, Model]) -> Iterator[Measure
     step = max((step for curve in scalars.metrics.values() for step in curve), default=None)
     if step is None:
         raise ValueError('the training has not been validated yet')
+    figures = {key: curve[step] for key, curve in scalars.metrics.items() if step in curve}
     done = (step, None) if scalars.metric_unit == 'epoch' else (None, step)
-    yield Measurement(
-        names[0],
-        _figures({key: curve[step] for key, curve in scalars.metrics.items() if step in curve}),
-        f'validation, {_progress(models[names[0]], *done)}, unknown number of images', work_dir)
+    source = f'validation, {_progress(models[names[0]], *done)}, unknown number of images'
+    yield Measurement(names[0], _figures(figures), source, work_dir)
 
 
 def _figures(metrics: Mapping[str, float]) -> Dict[str, float]:
@@ -229,7 +207,7 @@ def count(model: Model) -> Measurement:
     Raises:
         ImportError: A library that the config needs is not installed.
     """
-    cfg, (height, width) = Config.fromfile(ROOT / model.config), SHAPES[model.data]
+    cfg, (height, width) = Config.fromfile(ROOT / model.config), DATA[model.data][1]
     with DefaultScope.overwrite_default_scope('mmeffformer'), torch.device('meta'):
         network = MODELS.build(cfg.model)
     parts = [getattr(network, name) for name in ('backbone', 'neck') if hasattr(network, name)]
@@ -239,19 +217,15 @@ def count(model: Model) -> Measurement:
                        f'GMACs without heads at {height} x {width} px', Path(model.config))
 
 
-# The report ----------------------------------------------------------------------------------
-
-
 def markdown_report(models: Iterable[Model], measurements: Sequence[Measurement],
                     problems: Sequence[str] = ()) -> str:
     """Return a Markdown table for each data set, then the problems."""
     models, parts = list(models), []
     for data in dict.fromkeys(model.data for model in models):
         group = {model.name: model for model in models if model.data == data}
-        metrics = list(dict.fromkeys(
-            metric for figures in (*(model.published for model in group.values()),
-                                   *(each.figures for each in measurements if each.model in group))
-            for metric in figures))
+        figures = [*(model.published for model in group.values()),
+                   *(each.figures for each in measurements if each.model in group)]
+        metrics = list(dict.fromkeys(metric for each in figures for metric in each))
         parts += [f'## {data}', markdown_table(['model', 'figures', *metrics], (
             row for model in group.values() for row in _rows(model, metrics, measurements)))]
     if problems:
@@ -272,12 +246,3 @@ def _rows(model: Model, metrics: Sequence[str],
             cells.append(NONE if value is None else f'{value:.{digits}f}' + (
                 f' ({value - float(paper.removesuffix(" ?")):+.{digits}f})' if paper else ''))
         yield ['', f'measured: {each.source}; `{each.path}`', *cells]
-
-
-def json_report(models: Iterable[Model], measurements: Sequence[Measurement],
-                problems: Sequence[str] = ()) -> str:
-    """Return the report as JSON; figures without rounding."""
-    return json.dumps(dict(problems=list(problems), models=[
-        dict(asdict(model), measured=[asdict(each) for each in measurements
-                                      if each.model == model.name])
-        for model in models]), indent=1, default=str)

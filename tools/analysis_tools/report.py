@@ -1,9 +1,10 @@
 """Published and measured figures side by side: python tools/analysis_tools/report.py work_dirs
 
-Prints Markdown. The published figures are those of the metafiles; the measured ones are read from
-the work dirs of tools/train.py and tools/test.py.
+The published ones are in the metafiles, the measured ones in work dirs of train.py and test.py.
 """
+import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,30 +20,31 @@ def main():
     parser.add_argument('--models', nargs='+', default=['*'], metavar='PATTERN',
                         help="names of models, such as 'maskrcnn_*' (default: all)")
     parser.add_argument('--count', action='store_true',
-                        help='also count parameters and multiply-accumulates')
+                        help='count parameters and multiply-accumulates too')
     parser.add_argument('--table2', action='store_true',
                         help="print the published figures only, laid out as the paper's Table 2")
     parser.add_argument('--json', type=Path, metavar='FILE', help='also save the report as JSON')
     args = parser.parse_args()
-
     with exit_on_error((ValueError, OSError, ImportError)):
         known = report.read_models()
-        models = [model for name, model in known.items()
-                  if any(fnmatchcase(name, pattern) for pattern in args.models)]
+        models = {name: model for name, model in known.items()
+                  if any(fnmatchcase(name, pattern) for pattern in args.models)}
         if not models:
             raise ValueError(f'--models {" ".join(args.models)}: no such model; choose from '
                              + ', '.join(known))
         if args.table2:
-            print(report.published_table(models))
+            print(report.published_table(models.values()))
             return
-        measurements, problems = (report.read_measurements(args.work_dirs, known)
+        measurements, problems = (report.read_measurements(args.work_dirs, models)
                                   if args.work_dirs else ([], []))
         if args.count:
-            measurements += [report.count(model) for model in models]
-        print(report.markdown_report(models, measurements, problems), end='')
+            measurements += map(report.count, models.values())
+        print(report.markdown_report(models.values(), measurements, problems), end='')
         if args.json:
             with atomic_write(args.json) as path:
-                path.write_text(report.json_report(models, measurements, problems))
+                path.write_text(json.dumps(dict(
+                    models=list(map(asdict, models.values())), problems=problems,
+                    measurements=list(map(asdict, measurements))), indent=1, default=str))
 
 
 if __name__ == '__main__':
