@@ -70,7 +70,7 @@ def trials(shape: Tuple[int, int]) -> Iterator[Trial]:
                       ('LN over channels', dict(type=LayerNorm2d))):
         yield Trial(3, 'norms of L1', name, _fused(l1(norm_cfg=cfg)), image)
     for name in ('none', 'ReLU', 'GELU', 'Hardswish', 'SiLU'):
-        cfg = dict(type='Identity' if name == 'none' else name)
+        cfg = dict(type=nn.Identity if name == 'none' else getattr(nn, name))
         yield Trial(4, 'activations of L1', name, _fused(l1(act_cfg=cfg)), image)
 
 
