@@ -4,6 +4,10 @@ oneDNN's operators read and write whole maps, so a large map goes to memory and 
 operator. The functions below work on pieces that stay in the cache. They apply without gradients
 only; ``ENABLED = False`` switches all of them off.
 
+"Gain" in a comment is the speed-up that a function brings alone to the fused backbones L1 and S0
+in channels_last, at 224 x 224 and at 800 x 1344: CPU time of one thread, plain over faster, median
+of interleaved rounds.
+
 Shapes: B batch, C channels, H rows, W columns, N tokens, D channels of a head.
 """
 from typing import Callable
@@ -36,7 +40,7 @@ def applies(x: Tensor) -> bool:
             and not is_captured())
 
 
-# Strips of rows. GAIN_STRIPS
+# Strips of rows. Gain: L1 1.01 and 1.11, S0 1.01 and 1.07.
 STRIP_BYTES = 8 * 2 ** 20  # of the hidden map in one strip: a share of a common last-level cache
 MIN_STRIPS = 2  # smaller maps stay in the cache well enough
 
@@ -65,7 +69,7 @@ def _strip(block: nn.Module, image: Tensor, top: int, rows: int) -> Tensor:
     return block(image[:, :, above:bottom + 1], slice(top - above, bottom - above))
 
 
-# Some queries of one head at a time. GAIN_HEADS
+# Some queries of one head at a time. Gain: L1 1.00 and 1.01, S0 1.04 and 1.25.
 SCORE_BYTES = 2 * 2 ** 20  # of the scores of one piece: about the cache of one core
 
 
@@ -86,7 +90,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-# Some queries of all heads at a time, where heads are mixed. GAIN_MIXED
+# Some queries of all heads at a time, for mixed heads. Gain: S0 1.02 and 1.25; L1 mixes none.
 def by_queries(attend_some: Callable[..., Tensor], q: Tensor, keys: Tensor, v: Tensor,
                bias: Tensor) -> Tensor:
     """Return attend_some(q, keys, v, bias), computed for some queries at a time.
@@ -104,7 +108,8 @@ def by_queries(attend_some: Callable[..., Tensor], q: Tensor, keys: Tensor, v: T
                       for queries, offsets in zip(q.split(rows, 2), bias.split(rows, 1))], 2)
 
 
-# Activations that oneDNN computes within the convolution, by its names. GAIN_POST_OPS
+# Activations that oneDNN computes within the convolution. Gain: L1 1.02 and 1.16, S0 1.04 and
+# 1.11.
 POST_OPS = {repr(nn.ReLU()): 'relu', repr(nn.GELU()): 'gelu', repr(nn.SiLU()): 'swish'}
 
 
