@@ -56,7 +56,7 @@ class Model:
     name: str
     config: str
     metadata: Dict[str, str]
-    published: Dict[str, str]
+    published: Mapping[str, str]
 
     @property
     def data(self) -> str:
@@ -75,7 +75,7 @@ class Measurement:
     """
 
     model: str
-    figures: Dict[str, float]
+    figures: Mapping[str, float]
     source: str
     path: Path
 
@@ -101,7 +101,7 @@ def read_models() -> Dict[str, Model]:
     return models
 
 
-def read_published() -> Dict[str, Dict[str, str]]:
+def read_published() -> Dict[str, Mapping[str, str]]:
     """Return the published figures, as printed, by model and metric."""
     return {name: model.published for name, model in read_models().items()}
 
@@ -172,7 +172,7 @@ def read_measurements(work_dirs: Path,
     for read, path in [(_evaluation, path) for path in records] + [
             (_validation, path) for path in trained]:
         try:
-            measurements += read(path, models)
+            measurements.extend(list(read(path, models)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f'{path} cannot be used: {error!r}')
     return measurements, problems
