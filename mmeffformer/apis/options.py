@@ -21,7 +21,8 @@ Errors = Union[Type[Exception], Tuple[Type[Exception], ...]]
 class KeyValues(DictAction):
     """mmengine's action for ``KEY=VALUE`` options, with an error for anything else."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any,
+                 option_string: Optional[str] = None) -> None:
         for value in values:
             if '=' not in value[1:]:
                 parser.error(f'{option_string}: expected KEY=VALUE, got {value!r}')

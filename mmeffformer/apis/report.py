@@ -49,7 +49,7 @@ class Model:
     config: str
     data: str
     metadata: Dict[str, str]
-    published: Dict[str, str]
+    published: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Measurement:
     """
 
     model: str
-    figures: Dict[str, float]
+    figures: Mapping[str, float]
     source: str
     path: Path
 
@@ -88,7 +88,7 @@ def read_models() -> Dict[str, Model]:
     return models
 
 
-def read_published() -> Dict[str, Dict[str, str]]:
+def read_published() -> Dict[str, Mapping[str, str]]:
     """Return the published figures, as printed, by model and metric."""
     return {name: model.published for name, model in read_models().items()}
 
@@ -151,7 +151,7 @@ def read_measurements(work_dirs: Path,
     for path in [*sorted(work_dirs.rglob(RECORD)), *trained]:
         read = _evaluation if path.name == RECORD else _validation
         try:
-            measurements += read(path, models)
+            measurements.extend(list(read(path, models)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f'{path} cannot be used: {error!r}')
     return measurements, problems

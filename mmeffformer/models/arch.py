@@ -38,7 +38,7 @@ class Arch:
     attention_blocks: Tuple[int, ...] = (0, 0, 0, 0)
     expansion: Expansion = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, lowest in (('widths', 1), ('depths', 1), ('attention_blocks', 0)):
             value = getattr(self, name)
             if (not isinstance(value, (tuple, list)) or len(value) != STAGES
@@ -89,7 +89,7 @@ class Arch:
 class ArchV2(Arch):
     """An EfficientFormerV2 (its Table 6); only the last two stages may have attention."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if any(self.attention_blocks[:2]):
             raise ValueError(f'arch attention_blocks={self.attention_blocks}: EfficientFormerV2 '

@@ -20,7 +20,7 @@ does the same, to evaluate their checkpoints.
 """
 from collections import OrderedDict
 from math import floor, log2
-from typing import Tuple
+from typing import Any, Dict, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ BIAS_MODES = ('offset', 'legacy')
 CACHED_GRIDS = 2
 
 
-def resample_table(table: Tensor, grid: Grid) -> Tensor:
+def resample_table(table: Tensor, grid: Sequence[int]) -> Tensor:
     """Return a bias table (heads, rows, cols) for ``grid`` instead of (rows, cols)."""
     if tuple(table.shape[1:]) == tuple(grid):
         return table
@@ -80,7 +80,7 @@ class AttentionBias(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(heads, *grid))
         self.stride, self.mode = stride, mode
-        self._expanded = OrderedDict()
+        self._expanded: OrderedDict[tuple, Tensor] = OrderedDict()
 
     def forward(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """Return the bias (heads, queries, keys) for keys on ``grid`` in ``dtype``."""
@@ -114,16 +114,16 @@ class AttentionBias(nn.Module):
         self._expanded.clear()
         return super().train(mode)
 
-    def _apply(self, *args, **kwargs):
+    def _apply(self, *args: Any, **kwargs: Any) -> 'AttentionBias':
         self._expanded.clear()
         return super()._apply(*args, **kwargs)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
         self._expanded.clear()
         table = state_dict.get(prefix + 'table')
         if table is not None and table.dim() == 3 and len(table) == len(self.table):
             state_dict[prefix + 'table'] = resample_table(table, self.table.shape[1:])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         heads, rows, cols = self.table.shape
@@ -174,10 +174,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        x = attend(*qkv.split(self.split, dim=-1), self.bias(grid, qkv.dtype), self.fused)
+        q, k, v = qkv.split(self.split, dim=-1)
+        x = attend(q, k, v, self.bias(grid, qkv.dtype), self.fused)
         return self.proj(x.transpose(1, 2).flatten(2))
 
-    def fuse(self):
+    def fuse(self) -> None:
         """Compute attention without holding all scores, on a CPU."""
         self.fused = True
 
@@ -223,7 +224,7 @@ class StridedAttention(nn.Module):
         super().__init__()
         self.heads, self.scale, self.stride = heads, key_dim ** -0.5, stride
         keys, values = heads * key_dim, heads * value_dim
-        cfg = dict(norm_cfg=norm_cfg)
+        cfg: Dict[str, Any] = dict(norm_cfg=norm_cfg)
         if stride > 1:
             self.stride_conv = ConvNorm(channels, channels, 3, stride, groups=channels, **cfg)
         self.q = ConvNorm(channels, keys, 1, **cfg)
@@ -257,21 +258,21 @@ class StridedAttention(nn.Module):
         return self.proj(self.act(x))
 
     @torch.no_grad()
-    def fuse(self):
+    def fuse(self) -> None:
         """Mix the bias table instead of the bias of every pair of tokens.
 
         Exact on any grid, as resampling is linear and keeps a constant.
         """
-        if self.fused:
-            return
         mixing = self.talking_head1
+        if mixing.bias is None:  # fused already
+            return
         table = torch.einsum('oh,hyx->oyx', mixing.weight[..., 0, 0], self.bias.table)
         self.bias.table.copy_(table + mixing.bias[:, None, None])
         scale = self.scale
         if isinstance(self.q.norm, nn.Identity):  # has been fused before
             # Most of it to the queries, as above; a power of two, which rounds nothing.
             most = 2. ** floor(log2(scale))
-            scale_output(self.q.conv, torch.full_like(self.q.conv.bias, most))
+            scale_output(self.q.conv, torch.full_like(self.q.conv.weight[:, 0, 0, 0], most))
             scale /= most
         mixing.weight.mul_(scale)
         mixing.bias = None
@@ -290,6 +291,7 @@ def attend_mixed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, before: nn.Conv2
 
     def attend_some(q: Tensor, keys: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         scores = mix_heads(before, q @ keys, bias.flatten(1))
+        assert after.bias is not None
         return mix_heads(after, scores.softmax(-1), after.bias[:, None]) @ v
 
     keys = k.transpose(2, 3)
@@ -328,7 +330,7 @@ class AttentionDownsample(nn.Module):
         super().__init__()
         self.heads = heads
         keys, values = heads * key_dim, heads * value_dim
-        cfg = dict(norm_cfg=norm_cfg)
+        cfg: Dict[str, Any] = dict(norm_cfg=norm_cfg)
         self.embed = ConvNorm(in_channels, out_channels, 3, 2, **cfg)
         self.q_local = nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels)
         self.q = ConvNorm(in_channels, keys, 1, **cfg)
@@ -348,7 +350,7 @@ class AttentionDownsample(nn.Module):
         attended = attend(q, k, v, self.bias(x.shape[2:], q.dtype), self.fused)
         return self.embed(x) + self.proj(self.act(to_image(attended, local) + local))
 
-    def fuse(self):
+    def fuse(self) -> None:
         """Compute attention without holding all scores, on a CPU."""
         self.fused = True
 

@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
 from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -36,7 +36,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, 2H, 2W) to (B, C, H, W), memory format kept."""
-        return self.through(self.downsample(x), self.blocks)
+        return self.through(self.downsample(x), [*self.blocks])
 
     def through(self, x: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
         """Return (B, C, H, W) after ``blocks``, those on tokens last: the same shape."""
@@ -53,10 +53,10 @@ class Stage(nn.Module):
         x = tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
         return x.contiguous() if rowwise else x
 
-    def _run(self, block: nn.Module, x: Tensor, *args) -> Tensor:
+    def _run(self, block: Any, x: Tensor, *args: Any) -> Tensor:
         if self.with_cp and self.training and torch.is_grad_enabled():
             # The compiler takes no contexts.
-            contexts = {} if cpu.is_captured() else dict(
+            contexts: Dict[str, Any] = {} if cpu.is_captured() else dict(
                 context_fn=lambda: (nullcontext(), _statistics_kept(block)))
             return checkpoint(block, x, *args, use_reentrant=False, **contexts)
         if block.local:
@@ -95,9 +95,10 @@ class Backbone(BaseModule):
         Others: See :class:`EfficientFormer`.
     """
 
-    archs: Dict[str, Arch] = {}  # a subclass's named archs
+    archs: Mapping[str, Arch] = {}  # a subclass's named archs
     # Loads the checkpoint of init_cfg; mmeffformer.weights sets it to its load_weights.
     pretrained_loader: Callable[..., Any]
+    init_cfg: Union[dict, List[dict], None]
 
     def __init__(self, arch: Arch, stem: nn.Module, stages: Sequence[Stage], in_channels: int,
                  out_indices: Sequence[int], out_norm_cfg: Optional[dict], frozen_stages: int,
@@ -165,7 +166,7 @@ class Backbone(BaseModule):
                         module.eval()
         return self
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """Initialise as mmengine does, except that ``Pretrained`` loads any published layout."""
         cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
         pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
@@ -178,7 +179,8 @@ class Backbone(BaseModule):
             report = self.pretrained_loader(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
             print_log(str(report), logger='current')
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args):
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str,
+                              *args: Any) -> None:
         """Load a state dict; of any published layout if the backbone is the whole model.
 
         ``mmengine.hub.get_model(..., pretrained=True)`` loads this way, and skips unknown keys.
@@ -194,13 +196,13 @@ class Backbone(BaseModule):
             state_dict.update(self.state_dict())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _freeze(self):
+    def _freeze(self) -> None:
         frozen = [self.stem, *self.stages[:self.frozen_stages]] if self.frozen_stages >= 0 else []
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
 
-    def _check_input(self, x: Tensor):
+    def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise ValueError(f'input is a {type(x).__name__}: expected a float tensor '
                              f'(batch, {self.in_channels}, height, width)')

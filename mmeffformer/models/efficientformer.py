@@ -10,7 +10,7 @@ table over offsets (see ``attention.py``), channels_last kept throughout.
 Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 """
 from functools import partial
-from typing import Callable, List, Mapping, Optional, Sequence, Union
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 from mmengine.model.weight_init import trunc_normal_
 from torch import nn
@@ -93,9 +93,9 @@ class EfficientFormer(Backbone):
             cfgs = [dict(channels=width, hidden=hidden, drop_path=rate,
                          layer_scale_init_value=layer_scale_init_value, act_cfg=act_cfg)
                     for hidden, rate in zip(arch.hidden(i), rates[i])]
-            kinds = dict(MB4D=partial(MB4D, norm_cfg=norm_cfg),
-                         MB3D=partial(MB3D, bias_grid=(rows * finer, cols * finer),
-                                      bias_mode=bias_mode))
+            kinds: Dict[str, Callable[..., nn.Module]] = dict(
+                MB4D=partial(MB4D, norm_cfg=norm_cfg),
+                MB3D=partial(MB3D, bias_grid=(rows * finer, cols * finer), bias_mode=bias_mode))
             stages.append(self._stage(i, arch, downsample, kinds, cfgs, with_cp))
         super().__init__(arch, stem, stages, in_channels, out_indices, out_norm_cfg,
                          frozen_stages, norm_eval, init_cfg)

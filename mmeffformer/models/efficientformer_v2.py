@@ -8,7 +8,7 @@ Different from it: any input size from 32 px, odd grids included, the attention
 bias kept as a table over offsets (see ``attention.py``), channels_last kept
 throughout.
 """
-from typing import List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from torch import Tensor, nn
 
@@ -41,12 +41,12 @@ class AttentionBlock(FfnBlock):
     branches = {'layer_scale1': 'token_mixer.proj', **FfnBlock.branches}
     local = False
 
-    def __init__(self, token_mixer: nn.Module, *args, **kwargs):
+    def __init__(self, token_mixer: nn.Module, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.token_mixer = token_mixer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.add(x, self.token_mixer(x), self.layer_scale1))
+    def forward(self, x: Tensor, rows: Optional[slice] = None) -> Tensor:
+        return super().forward(self.add(x, self.token_mixer(x), self.layer_scale1), rows)
 
 
 @MODELS.register_module()
@@ -89,17 +89,18 @@ class EfficientFormerV2(Backbone):
         widths, rates = arch.widths, drop_path_rates(drop_path_rate, arch.depths)
         rows, cols = check_bias(bias_grid, bias_mode)
         build_act(act_cfg)  # a layer takes None for none
-        cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        cfg: Dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         stem = Stem(check_in_channels(in_channels), widths[0], **cfg)
         last = len(widths) - 1
         stages = []
+        downsample: Optional[nn.Module]
         for i, width in enumerate(widths):
             if i == last:
                 downsample = AttentionDownsample(widths[i - 1], width, (2 * rows, 2 * cols),
                                                  bias_mode, **cfg)
             else:
                 downsample = ConvNorm(widths[i - 1], width, 3, 2, norm_cfg=norm_cfg) if i else None
-            blocks = []
+            blocks: List[nn.Module] = []
             for j, (hidden, rate) in enumerate(zip(arch.hidden(i), rates[i])):
                 block = (width, hidden, rate, layer_scale_init_value)
                 if arch.attends(i, j):

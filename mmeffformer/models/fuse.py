@@ -15,8 +15,8 @@ def fuse(model: nn.Module) -> nn.Module:
     """
     model.eval()
     for module in [*model.modules()]:
-        if hasattr(module, 'switch_to_deploy'):
-            module.switch_to_deploy()
+        if callable(switch := getattr(module, 'switch_to_deploy', None)):
+            switch()
     try:
         from mmcv.cnn import ConvModule, fuse_conv_bn
     except ImportError:  # a backbone alone

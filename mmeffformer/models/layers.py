@@ -92,13 +92,14 @@ class ConvNorm(nn.Module):
             return cpu.convolve(self.conv, x, self.post_op)
         return self.act(self.norm(self.conv(x)))
 
-    def fuse(self):
+    def fuse(self) -> None:
         """Fold a BatchNorm into the convolution; another norm stays.
 
         Without a norm in between, CPUs compute the activation within the convolution.
         """
         norm = self.norm
-        if isinstance(norm, _BatchNorm) and norm.running_var is not None:
+        if (isinstance(norm, _BatchNorm) and norm.running_mean is not None
+                and norm.running_var is not None):
             scale = (norm.running_var.double() + norm.eps).rsqrt()
             scale = scale if norm.weight is None else scale * norm.weight
             shift = -norm.running_mean * scale
@@ -110,8 +111,9 @@ class ConvNorm(nn.Module):
 
 @torch.no_grad()
 def scale_output(layer: Union[nn.Conv2d, nn.Linear], scale: Tensor,
-                 shift: Optional[Tensor] = None):
+                 shift: Optional[Tensor] = None) -> None:
     """Change a layer that has a bias to return ``scale * layer(x) + shift`` per channel."""
+    assert layer.bias is not None
     dtype = layer.weight.dtype
     weight = layer.weight.double() * scale.double().view(-1, *[1] * (layer.weight.dim() - 1))
     bias = layer.bias.double() * scale.double()
@@ -127,13 +129,12 @@ class Stem(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, norm_cfg: dict, act_cfg: dict):
-        cfg = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        cfg: Dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         super().__init__(ConvNorm(in_channels, out_channels // 2, 3, 2, **cfg),
                          ConvNorm(out_channels // 2, out_channels, 3, 2, **cfg))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not in the backbone: a sharded model has weights in its compute dtype only here.
-        dtype = self[0].conv.weight.dtype
+        dtype = next(self.parameters()).dtype
         if x.dtype != dtype and not cpu.is_captured() and (x.dtype == torch.float64 or not (
                 cpu.is_autocast() or torch.is_autocast_enabled())):
             raise ValueError(f'input of dtype {x.dtype}: expected that of the weights, {dtype}; '
@@ -164,11 +165,11 @@ class _AveragePool(torch.autograd.Function):
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep nothing: torch.func wants this method."""
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         ones = grad.new_ones(1, 1, *grad.shape[2:])
         share = F.avg_pool2d(ones, 3, 1, 1)  # of 9, the pixels that were averaged
         return F.avg_pool2d(grad / share, 3, 1, 1)
@@ -191,11 +192,10 @@ class ConvMlp(nn.Sequential):
 
     def forward(self, x: Tensor, rows: Optional[slice] = None) -> Tensor:
         """Return (B, C, H, W), or only ``rows`` of it, whose neighbours x then has too."""
-        for layer in self:
-            x = layer(x)
-            if rows and layer.conv.kernel_size != (1, 1):
-                x = x[:, :, rows]
-        return x
+        x = self.expand(x)
+        if hasattr(self, 'mid'):
+            x = self.mid(x)[:, :, rows] if rows else self.mid(x)
+        return self.project(x)
 
 
 class Mlp(nn.Sequential):
@@ -217,6 +217,8 @@ class ScaledBlock(nn.Module):
 
     branches: Dict[str, str] = {}
     local = False
+    layer_scale1: Optional[Tensor]
+    layer_scale2: Optional[Tensor]
 
     def __init__(self, channels: int, init_value: float, drop_path: float):
         super().__init__()
@@ -237,14 +239,14 @@ class ScaledBlock(nn.Module):
         # Not every export format knows addcmul.
         return x + branch * scale if torch.jit.is_tracing() else torch.addcmul(x, branch, scale)
 
-    def fuse(self):
+    def fuse(self) -> None:
         """Fold each scale into the layer before it, where no norm is between the two."""
         for name, path in self.branches.items():
-            layer = self.get_submodule(path) if getattr(self, name) is not None else None
-            if isinstance(layer, ConvNorm):
-                layer = layer.conv if isinstance(layer.norm, nn.Identity) else None
-            if layer is not None:
-                scale_output(layer, getattr(self, name))
+            layer, scale = self.get_submodule(path), getattr(self, name)
+            if isinstance(layer, ConvNorm) and isinstance(layer.norm, nn.Identity):
+                layer = layer.conv
+            if scale is not None and isinstance(layer, (nn.Conv2d, nn.Linear)):
+                scale_output(layer, scale)
                 setattr(self, name, None)
 
 

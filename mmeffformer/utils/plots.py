@@ -143,8 +143,9 @@ class Mark(NamedTuple):
 
 
 # Published marks are hollow and larger, to be seen where both coincide.
-STYLES = {'published': dict(markerfacecolor='white', markersize=10, linestyle=':', zorder=2),
-          'measured': dict(markersize=6, linestyle='', zorder=3)}
+STYLES: Dict[str, Dict[str, Any]] = {
+    'published': dict(markerfacecolor='white', markersize=10, linestyle=':', zorder=2),
+    'measured': dict(markersize=6, linestyle='', zorder=3)}
 
 
 def pareto_front(points: Iterable[Tuple[float, float]]) -> List[Tuple[float, float]]:
@@ -186,7 +187,7 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
                     for name, style in STYLES.items() if any(
                         getattr(mark, name) is not None
                         for marks in panels.values() for mark in marks)]
-        widest = max((len(handle.get_label()) for handle in handles), default=0) + 6
+        widest = max((len(str(handle.get_label())) for handle in handles), default=0) + 6
         fig.legend(handles=handles, loc='outside upper center', frameon=False,
                    ncol=max(1, min(len(handles), 50 * len(panels) // widest)))  # 50 letters each
         fig.canvas.draw()  # positions are known from here on
@@ -195,7 +196,7 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
 
 
 def _height(mark: Mark) -> float:
-    return mark.published if mark.published is not None else mark.measured
+    return next(value for value in (mark.published, mark.measured) if value is not None)
 
 
 def _plot_marks(ax: plt.Axes, marks: Sequence[Mark], colours: Dict[str, str]

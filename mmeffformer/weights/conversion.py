@@ -45,10 +45,11 @@ def transfer_model(source: str, model: nn.Module) -> Dict[str, Dict[str, Any]]:
     state = unwrap(checkpoint, None)[1]
     targets = model.state_dict()
     _check_task(path, state, targets)
-    report = load_weights(model.backbone, path)
+    backbone = model.get_submodule('backbone')
+    report = load_weights(backbone, path)
     _check_backbone(path, report)
     inside = _inside(checkpoint, report)
-    converted = {f'backbone.{key}': value for key, value in model.backbone.state_dict().items()}
+    converted = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
     rest = {key.removeprefix('module.'): value for key, value in state.items()
             if key not in inside}
     converted.update((key, value) for key, value in rest.items() if key in targets)

@@ -43,7 +43,7 @@ def _under(where: str, parts: Mapping[str, Tuple[str, ...]]) -> Dict[str, Tuple[
 # The parts of a network: templates of native keys, each with its leaves.
 _BLOCK = 'stages.{s}.blocks.{b}.'
 _SCALES = {'layer_scale1': ('',), 'layer_scale2': ('',)}
-PARTS = {
+PARTS: Dict[str, Dict[str, Tuple[str, ...]]] = {
     'stem': _conv_norm('stem.0', 'stem.1'),
     'downsample': _conv_norm('stages.{s}.downsample'),
     'mb4d': _under(_BLOCK, {**_conv_norm('mlp.expand', 'mlp.project'), **_SCALES}),
@@ -282,18 +282,18 @@ def convert(state_dict: Mapping[str, Tensor], arch: Arch, source: str,
     for name in (source, target):
         if name not in layouts:
             raise ValueError(f'layout {name!r} is unknown; choose from {", ".join(layouts)}')
-    source, target = layouts[source], layouts[target]
-    target_keys, converted = target.table(arch), {}
-    for native_key, source_key in source.table(arch).items():
-        if source_key not in state_dict:
+    old, new = layouts[source], layouts[target]
+    new_keys, converted = new.table(arch), {}
+    for native_key, old_key in old.table(arch).items():
+        if old_key not in state_dict:
             if native_key.startswith('out_norms.'):  # backbones without norms lack them
                 continue
-            raise ValueError(f'{source_key} is missing, so this is not a complete {source.name} '
+            raise ValueError(f'{old_key} is missing, so this is not a complete {source} '
                              f'state dict of widths={arch.widths}, depths={arch.depths}')
-        if native_key in target_keys:
+        if native_key in new_keys:
             try:
-                converted[target_keys[native_key]] = target.from_native(
-                    native_key, source.to_native(native_key, state_dict[source_key]))
+                converted[new_keys[native_key]] = new.from_native(
+                    native_key, old.to_native(native_key, state_dict[old_key]))
             except ValueError as error:
-                raise ValueError(f'{source_key} is a {error}') from error
+                raise ValueError(f'{old_key} is a {error}') from error
     return converted

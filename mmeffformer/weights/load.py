@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ..models.arch import ARCHS, ARCHS_V2, STAGES, Arch, ArchV2
 from ..models.attention import resample_table
+from ..models.backbone import Backbone
 from .fetch import locate
 from .layouts import NATIVE, TABLE, Layout, layouts_of
 from .safe_loading import WRAPPERS, read_checkpoint
 
-Grid = Tuple[int, int]
+Grid = Tuple[int, ...]
 COUNTER = '.num_batches_tracked'
 
 
@@ -86,7 +87,7 @@ def load_weights(backbone: nn.Module, source: Union[str, os.PathLike, Mapping],
         ValueError: The checkpoint cannot be read or is incompatible: unknown layout, missing or
             misshapen weights, or weights that are not finite.
     """
-    if not isinstance(getattr(backbone, 'arch', None), Arch):
+    if not isinstance(backbone, Backbone):
         raise TypeError(f'load_weights got a {type(backbone).__name__}; expected a backbone of '
                         'mmeffformer (of a detector or segmentor, pass model.backbone)')
     if isinstance(source, Mapping):
@@ -95,7 +96,7 @@ def load_weights(backbone: nn.Module, source: Union[str, os.PathLike, Mapping],
     return _load(backbone, read_checkpoint(path), str(path), prefix)
 
 
-def _load(backbone: nn.Module, checkpoint: Mapping, name: str, prefix: Optional[str]) -> Report:
+def _load(backbone: Backbone, checkpoint: Mapping, name: str, prefix: Optional[str]) -> Report:
     wrapper, state, others, prefix = unwrap(checkpoint, prefix)
     layout, prefix = _recognise(state, backbone.arch, name, prefix)
     targets = backbone.state_dict()
@@ -134,19 +135,15 @@ def _load(backbone: nn.Module, checkpoint: Mapping, name: str, prefix: Optional[
 def unwrap(checkpoint: Mapping, prefix: Optional[str]
            ) -> Tuple[str, Dict[str, Any], Tuple[str, ...], Optional[str]]:
     """Return the wrapper's name, its state dict, other wrappers and the rest of ``prefix``."""
-    state, path, others = checkpoint, [], ()
-    while True:
-        inside = [key for key in WRAPPERS if isinstance(state.get(key), Mapping)]
-        if not inside:
-            state = {key: value for key, value in state.items() if isinstance(key, str)}
-            return '.'.join(path), state, others, prefix
-        first, _, rest = (prefix or '').partition('.')
-        if first in inside:
-            prefix = rest or None
-        chosen = first if first in inside else inside[0]
-        path.append(chosen)
-        others += tuple(key for key in inside if key != chosen)
-        state = state[chosen]
+    inside = [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
+    if not inside:
+        state = {key: value for key, value in checkpoint.items() if isinstance(key, str)}
+        return '', state, (), prefix
+    first, _, rest = (prefix or '').partition('.')
+    chosen, prefix = (first, rest or None) if first in inside else (inside[0], prefix)
+    wrapper, state, others, prefix = unwrap(checkpoint[chosen], prefix)
+    others = (*(key for key in inside if key != chosen), *others)
+    return '.'.join(filter(None, (chosen, wrapper))), state, others, prefix
 
 
 def _recognise(state: Mapping, arch: Arch, name: str,
@@ -245,16 +242,18 @@ def _describe_arch(arch: Arch, state: Mapping, prefix: Optional[str]) -> str:
     """Return a phrase that names the arch of ``state`` if it is another named one, else ''."""
     named = {**ARCHS, **ARCHS_V2}
 
+    def fits(key: str, value: Any, other: Arch) -> bool:
+        if '.blocks.0.mlp.expand' not in key:
+            return isinstance(value, Tensor)
+        return isinstance(value, Tensor) and (
+            value.dim() < 2 or value.shape[1] == other.widths[int(key[len('stages.')])])
+
     def matches(other: Arch, layout: Layout) -> bool:
         table = {key: source_key for key, source_key in layout.table(other).items()
                  if not _is_optional(key) and key.endswith('.weight')}
-        weights = {before: {key: state.get(before + source_key)
-                            for key, source_key in table.items()}
-                   for before in _prefixes(state, next(iter(table.values())), prefix)}
-        return any(all(isinstance(value, Tensor) for value in each.values()) and all(
-            value.shape[1] == other.widths[int(key[len('stages.')])]
-            for key, value in each.items() if '.blocks.0.mlp.expand' in key and value.dim() > 1)
-            for each in weights.values())
+        return any(all(fits(key, state.get(before + source_key), other)
+                       for key, source_key in table.items())
+                   for before in _prefixes(state, next(iter(table.values())), prefix))
 
     own = next((name for name, other in named.items() if other == arch), 'another arch')
     found = next((name for name, other in named.items() if other != arch and any(

@@ -10,7 +10,7 @@ import re
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any, Mapping, Optional, Set, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Union
 
 import numpy as np
 import torch
@@ -43,21 +43,22 @@ class _History(HistoryBuffer):
     mmengine's ``__setstate__`` would register the methods in a file for all its buffers.
     """
 
-    def __setstate__(self, state: dict):
+    def __setstate__(self, state: dict) -> None:
         self.__class__ = HistoryBuffer
-        self.__init__(state['_log_history'], state['_count_history'], state['max_length'])
+        HistoryBuffer.__init__(self, state['_log_history'], state['_count_history'],
+                               state['max_length'])
 
 
 class _Array(np.ndarray):
     """An array of numbers, saved as a plain one."""
 
-    def __new__(cls, *args: Any):  # its content is set with its state
+    def __new__(cls, *args: Any) -> '_Array':  # its content is set with its state
         return super().__new__(cls, 0)
 
-    def __setstate__(self, state: tuple):
+    def __setstate__(self, state: tuple) -> None:
         super().__setstate__((*state[:2], _numeric(state[2]), *state[3:]))
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return np.asarray(self).__reduce__()
 
 
@@ -81,7 +82,7 @@ def _no_getattr(*args: Any) -> None:
 
 # What checkpoints of mmengine ask for besides tensors and containers. The authors' checkpoints
 # hold the options of their training, an argparse.Namespace.
-SAFE_GLOBALS = {
+SAFE_GLOBALS: Dict[str, Any] = {
     'mmengine.logging.history_buffer.HistoryBuffer': _History,
     'builtins.getattr': _no_getattr,
     'builtins.slice': slice,
@@ -144,9 +145,10 @@ def read_checkpoint(path: Source) -> Mapping:
         raise FileNotFoundError(f'looked for a checkpoint at {path}, but {found}')
     with path.open('rb') as file:
         head = file.read(64)
+    read: Callable[[Path], Any]
     if head[4:9] == b'\0\0\0\0{':  # the length of a header in JSON, less than 2 ** 32, comes first
-        from safetensors.torch import load_file as read
-        kind = 'safetensors'
+        from safetensors.torch import load_file
+        read, kind = load_file, 'safetensors'
     elif head.startswith((b'PK\x03\x04', b'\x80')):
         read, kind = _read_torch, 'torch'
     else:
@@ -179,7 +181,7 @@ def _read_torch(path: Path) -> Any:
         if tarfile.is_tarfile(path):  # which torch would unpack
             raise ValueError('it is a tar file')
         return torch.load(path, 'cpu', pickle_module=SafePickle, weights_only=False)
-    safe_globals = [(value, name) for name, value in SAFE_GLOBALS.items()]
+    safe_globals: List[Any] = [(value, name) for name, value in SAFE_GLOBALS.items()]
     with torch.serialization.safe_globals(safe_globals):
         return torch.load(path, 'cpu', weights_only=True)
 
