@@ -327,7 +327,7 @@ def bad_inputs(draw):
         small = draw(st.integers(0, 31))
         size[draw(st.integers(0, 1))] = small
         x = torch.zeros(batch, 3, *size)
-        return x, f'{size[0]} x {size[1]}'
+        return x, f'{size[0]} x {size[1]} px (height x width): expected at least 32'
     if how == 'channels':
         shape[1] = draw(st.integers(0, 9).filter(lambda n: n != 3))
     if how == 'dimensions':

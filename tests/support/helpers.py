@@ -6,10 +6,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Callable, Mapping, Optional, Sequence
 
 import torch
+
+from mmeffformer import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 # Otherwise torch initialises CUDA on import, and forked processes could not use GPUs.
@@ -31,18 +34,29 @@ def assert_close(actual, expected, relative: float = 1e-5):
         torch.testing.assert_close(a, b, rtol=0, atol=relative * b.abs().max().item())
 
 
-def assert_gradients_close(backbone, expected, relative: float = 1e-5, zero_in_training=()):
-    """Compare the gradients of a backbone with the weights of its copy ``expected``.
+def assert_losses_close(reference, features, backbone, outs, zero=()):
+    """Compare a random loss of the outputs of two networks, and its gradients by weight.
 
-    Each gradient must exceed noise, except for names that end in one of ``zero_in_training``.
+    Each gradient must exceed noise, except for names that end in one of ``zero``.
     """
+    losses = []
+    for tensors in (features, outs):
+        generator = torch.Generator().manual_seed(0)
+        losses.append(sum((f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum()
+                          for f in tensors))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    # Gradients have the names and shapes of weights, so loading renames them.
+    expected = deepcopy(backbone)
+    load_weights(expected, {**reference.state_dict(), **{
+        key: p.grad for key, p in reference.named_parameters() if p.grad is not None}})
     actual = dict(backbone.named_parameters())
     floor = 1e-6 * max(p.abs().max().item() for p in expected.parameters())
     for key, gradient in expected.named_parameters():
         largest = gradient.abs().max().item()
-        assert largest > floor or key.endswith(tuple(zero_in_training)), key
+        assert largest > floor or key.endswith(tuple(zero)), key
         torch.testing.assert_close(actual[key].grad, gradient.detach(), rtol=0,
-                                   atol=relative * max(largest, floor), msg=key)
+                                   atol=1e-5 * max(largest, floor), msg=key)
 
 
 def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., float], **settings):
