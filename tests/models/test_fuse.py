@@ -1,6 +1,5 @@
 """Fused networks against themselves before, with random statistics, scales and biases."""
 import json
-import runpy
 from copy import deepcopy
 
 import pytest
@@ -145,11 +144,3 @@ def test_metrics_stay_the_same(repo_root, randomize, tmp_path):
         measured.append(json.loads(record.read_text())['metrics'])
     assert measured[0] == pytest.approx(measured[1], abs=0.1)  # in percent
     assert 0 < measured[0]['mIoU'] < 100
-
-
-def test_an_exported_file_is_not_fused_again(repo_root, monkeypatch, capsys):
-    monkeypatch.setattr('sys.argv', ['test.py', 'config.py', '--deploy', '--backend', 'onnx',
-                                     '--model', 'model.onnx'])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(repo_root / 'tools/test.py'), run_name='__main__')
-    assert '--deploy is for a checkpoint' in capsys.readouterr().err

@@ -1,4 +1,6 @@
 """Functions shared by tests."""
+import gc
+import json
 import multiprocessing
 import os
 import runpy
@@ -12,7 +14,8 @@ from typing import Callable, Mapping, Optional, Sequence
 
 import torch
 
-from mmeffformer import load_weights
+from mmeffformer import EfficientFormer, load_weights
+from mmeffformer.weights import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 # Otherwise torch initialises CUDA on import, and forked processes could not use GPUs.
@@ -70,6 +73,22 @@ def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., floa
     return path
 
 
+def cache_published_l3(torch_home: Path):
+    """Save weights of L3 with the name and layout of the published ones, as if downloaded."""
+    backbone = EfficientFormer('l3', out_norm_cfg=None)
+    state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'mmpretrain')
+    folder = torch_home / 'hub/checkpoints'
+    folder.mkdir(parents=True)
+    torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
+               folder / 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth')
+
+
+def scalars(work_dir: Path) -> list:
+    """Return what the newest run in a work dir logged, one dict per line."""
+    newest = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
 def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
     """Run a tool in another process and return its output.
 
@@ -92,6 +111,7 @@ def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
 def run_here(log: str, command: Sequence[str], env: Mapping[str, str]):
     """Run a tool in this process, with its output in the file ``log``."""
     sys.stdout.flush()  # of what was imported
+    gc.freeze()  # so that no collection looks at it
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
