@@ -5,7 +5,6 @@ from torch import nn
 
 from mmeffformer.models.attention import (
     CACHED_GRIDS,
-    Attention,
     AttentionBias,
     expand_table,
     resample_table,
@@ -105,18 +104,3 @@ def test_loading_resamples_tables_of_another_grid():
     assert large.table.equal(resample_table(small.table.detach(), (25, 25)))
     with pytest.raises(RuntimeError, match='size mismatch for table'):
         AttentionBias(4, (7, 7)).load_state_dict(small.state_dict())
-
-
-def test_attention_is_softmax_of_scores_and_bias(randomize):
-    attention = randomize(Attention(12, (3, 2), heads=2, key_dim=4, value_dim=5)).double()
-    x = torch.randn(2, 6, 12, dtype=torch.float64)
-    expected = []
-    for sample in x:
-        qkv = attention.qkv(sample).view(6, 2, 13)
-        heads = []
-        for h in range(2):
-            q, k, v = qkv[:, h, :4], qkv[:, h, 4:8], qkv[:, h, 8:]
-            scores = q @ k.T / 2 + expand_table(attention.bias.table)[h]
-            heads.append(scores.softmax(-1) @ v)
-        expected.append(attention.proj(torch.cat(heads, -1)))
-    torch.testing.assert_close(attention(x, (3, 2)), torch.stack(expected))

@@ -43,14 +43,6 @@ def test_training_saves_and_evaluates(trained):
     assert (work_dir / 'iter_2.pth').is_file()
 
 
-def test_resume_continues_at_the_checkpoint(trained, tmp_path):
-    data, work_dir = trained
-    shutil.copytree(work_dir, tmp_path / 'work')
-    run('tools/train.py', DEMO, '--data-root', data, '--work-dir', tmp_path / 'work', '--resume',
-        '--cfg-options', 'train_cfg.max_iters=4', 'train_cfg.val_interval=9', *OFTEN)
-    assert [step['iter'] for step in scalars(tmp_path / 'work') if 'loss' in step] == [3, 4]
-
-
 def test_evaluation_is_of_the_checkpoint_given(trained, tmp_path):
     data, work_dir = trained
     printed = run('tools/test.py', DEMO, work_dir / 'iter_2.pth', '--data-root', data,
