@@ -2,6 +2,7 @@
 # make demo-seg  does the same with a Semantic FPN
 # make demo-search  trains a supernet, slims it to half its latency here, and trains the result
 # make test      runs the tests
+# make test-slow runs the tests that take minutes
 # make lint      checks the style and the types
 # make docs      builds the site of the documentation in site/
 # make wheel-test  builds the wheel and the sdist in dist/ and tries each, installed
@@ -10,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-seg demo-search test lint docs wheel-test env clean
+.PHONY: demo demo-seg demo-search test test-slow lint docs wheel-test env clean
 
 VENV ?= .venv
 BASE_PYTHON ?= python3 python3.11 python3.12 python3.10
@@ -80,6 +81,9 @@ demo-search: env
 # them crashes, another would wait for ever for what it had left to do.
 test: env
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
+test-slow: env
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m slow
 
 lint: env
 	$(PYTHON) -m ruff check .

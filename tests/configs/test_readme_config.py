@@ -10,13 +10,6 @@ from mmengine.registry import init_default_scope
 
 from mmeffformer.utils.registry import MODELS
 
-# Config of mmdet: some of its losses, and the part of test_cfg with the score threshold
-BASES = {
-    'retinanet/retinanet_r50_fpn_1x_coco.py': ({'loss_cls', 'loss_bbox'}, None),
-    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': (
-        {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox'}, 'rcnn'),
-}
-
 
 @pytest.fixture
 def readme(repo_root):
@@ -32,8 +25,11 @@ def test_channels_in_the_readme(readme):
     assert list(MODELS.build(cfg.model.backbone).out_channels) == cfg.model.neck.in_channels
 
 
-@pytest.mark.parametrize('base', BASES)
-def test_detector_with_the_readmes_backbone(base, readme, tmp_path):
+@pytest.mark.parametrize('base, loss_names', [
+    ('retinanet/retinanet_r50_fpn_1x_coco.py', {'loss_cls', 'loss_bbox'}),
+    ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+     {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox'})])
+def test_detector_with_the_readmes_backbone(base, loss_names, readme, tmp_path):
     config = tmp_path / 'mine.py'
     config.write_text(f"_base_ = 'mmdet::{base}'\n{readme}")
     cfg = Config.fromfile(config)
@@ -50,19 +46,10 @@ def test_detector_with_the_readmes_backbone(base, readme, tmp_path):
     before = {key: value.clone() for key, value in model.named_parameters()}
     batch = demo_mm_inputs(2, [[3, 64, 96], [3, 70, 90]], num_items=[3, 2], num_classes=80)
     losses = model.train().train_step(batch, optimizer)
-    names, threshold = BASES[base]
-    assert names < {*losses}
+    assert loss_names < {*losses}
     assert all(value.isfinite() for value in losses.values())
     assert losses['loss'] > 0
     changed = {key for key, value in model.named_parameters()
                if not torch.equal(value, before[key])}
     assert {'backbone.stem.0.conv.weight', 'backbone.stages.3.blocks.0.layer_scale1',
             'backbone.out_norms.3.weight', 'neck.lateral_convs.0.conv.weight'} < changed
-
-    test_cfg = model.test_cfg[threshold] if threshold else model.test_cfg
-    test_cfg.score_thr = 0.
-    result, = model.eval().test_step(demo_mm_inputs(1, [[3, 64, 96]], num_classes=80))
-    found = result.pred_instances
-    assert 0 < len(found) <= 100
-    assert found.bboxes.isfinite().all() and found.scores.isfinite().all()
-    assert found.labels.max() < 80

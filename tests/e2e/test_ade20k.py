@@ -1,20 +1,16 @@
 """The ADE20K recipe on drawn images of ADE20K's sizes, with its 150 classes."""
-import json
 import math
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
-from support.helpers import run_tool
+from support.helpers import cache_published_l3, run_tool, scalars
 
-from mmeffformer import EfficientFormer
 from mmeffformer.apis.options import set_data_root
 from mmeffformer.datasets import write_ade20k
-from mmeffformer.weights import convert
 
 CONFIG = 'configs/segmentation/semfpn_effformer_l3.py'
 
@@ -56,21 +52,16 @@ def test_training_sees_crops_of_512(repo_root, tmp_path):
 
 def test_recipe_from_published_weights_to_miou(repo_root, tmp_path):
     """The config and the name of its weights are the published ones; the images are drawn."""
-    data, work_dir, cache = (tmp_path / name for name in ('ade', 'work', 'hub/checkpoints'))
-    write_ade20k(data, train=8, val=2, size=[(512, 683), (683, 512)], progress=False)
-    backbone = EfficientFormer('l3', out_norm_cfg=None)
-    state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'mmpretrain')
-    cache.mkdir(parents=True)
-    torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
-               cache / 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth')
+    data, work_dir = tmp_path / 'ade', tmp_path / 'work'
+    write_ade20k(data, train=4, val=2, size=[(512, 683), (683, 512)], progress=False)
+    cache_published_l3(tmp_path)
     printed = run_tool(
         'tools/train.py', CONFIG, '--data-root', data, '--work-dir', work_dir, '--cfg-options',
         'train_cfg.max_iters=2', 'train_dataloader.batch_size=2',
         'default_hooks.logger.interval=1', 'randomness.seed=0', env={'TORCH_HOME': str(tmp_path)})
     assert 'layout mmpretrain' in printed
     assert 'bias tables resampled from 7 x 7 to 16 x 16' in printed
-    scalars, = work_dir.glob('*/vis_data/scalars.json')
-    first, second, last = map(json.loads, scalars.read_text().splitlines())
+    first, second, last = scalars(work_dir)
     # An untrained head gives 150 classes about the same probability. Padding, at most two thirds
     # of a crop, has a loss of 0.
     assert math.log(150) / 3 - .5 < first['decode.loss_ce'] < math.log(150) + .7

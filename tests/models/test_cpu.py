@@ -16,29 +16,24 @@ ARCH = dict(widths=(16, 16, 24, 32), depths=(2, 2, 3, 3), attention_blocks=(0, 0
 CFG = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='GELU'))
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """Return a function that records the rows of every call of a block."""
-
-    def count(block):
-        asked, forward = [], block.forward
-        block.forward = lambda x, rows=None: asked.append(rows) or forward(x, rows)
-        return asked
-
-    return count
+def record_rows(block) -> list:
+    """Return a list to which each call of a block appends the rows that it computes."""
+    asked, forward = [], block.forward
+    block.forward = lambda x, rows=None: asked.append(rows) or forward(x, rows)
+    return asked
 
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('kind', [MB4D, FfnBlock])
 @torch.no_grad()
-def test_strips_change_nothing(kind, fused, randomize, counted, monkeypatch):
+def test_strips_change_nothing(kind, fused, randomize, monkeypatch):
     block = randomize(kind(8, 32, 0., 1., **CFG)).eval()
     if fused:
         for module in [*block.mlp, block]:
             module.fuse()
     x = torch.randn(2, 8, 23, 9).to(memory_format=torch.channels_last)
     expected = block(x)
-    asked = counted(block)
+    asked = record_rows(block)
     monkeypatch.setattr(cpu, 'STRIP_BYTES', 5 * 9 * 32 * 4)  # five rows
     out = by_strips(block, x, 32)
     assert_close([out], [expected], 1e-5)
@@ -46,10 +41,10 @@ def test_strips_change_nothing(kind, fused, randomize, counted, monkeypatch):
     assert asked == 2 * [slice(0, 5), *[slice(1, 6)] * 3, slice(1, 4)]  # of each image
 
 
-def test_when_strips_do_not_apply(randomize, counted, monkeypatch):
+def test_when_strips_do_not_apply(randomize, monkeypatch):
     monkeypatch.setattr(cpu, 'STRIP_BYTES', 5 * 9 * 32 * 4)
     block = randomize(MB4D(8, 32, 0., 1., **CFG)).eval()
-    asked = counted(block)
+    asked = record_rows(block)
     x = torch.randn(1, 8, 23, 9)
     by_strips(block, x.to(memory_format=torch.channels_last), 32)  # backward may follow
     with torch.no_grad():

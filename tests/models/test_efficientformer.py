@@ -2,7 +2,7 @@
 import pytest
 import timm
 import torch
-from support.helpers import assert_close, assert_gradients_close, image
+from support.helpers import assert_close, assert_losses_close, image
 from timm.models.efficientformer import Attention as TimmAttention
 from torch import nn
 
@@ -59,7 +59,7 @@ def test_features_equal_timm_at_224(arch, randomize):
         assert_close(backbone(x), expected, 1e-9)
 
 
-@pytest.mark.parametrize('grid', [(5, 9), (12, 4), (25, 25)])
+@pytest.mark.parametrize('grid', [(5, 9), (12, 4), (25, 3)])
 def test_features_equal_timm_with_attention_built_for_another_grid(grid, randomize):
     reference, backbone = timm_twin('l1', randomize, grid)
     # The last row and column of tokens see only a part of their 32 px.
@@ -74,20 +74,9 @@ def test_gradients_of_every_parameter_equal_timm(train, side, randomize):
     reference.train(train)
     backbone.train(train)
     x = image(side, side, batch=2, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    loss = {}
-    for model, features in ((reference, timm_features(reference, x)), (backbone, backbone(x))):
-        generator.manual_seed(0)
-        loss[model] = sum((f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum()
-                          for f in features)
-        loss[model].backward()
-    torch.testing.assert_close(loss[backbone], loss[reference])
-    # Gradients have the names and shapes of weights, so loading renames them.
-    expected = EfficientFormer('l1', bias_grid=side // 32, out_norm_cfg=None).double()
-    load_weights(expected, {**reference.state_dict(), **{
-        key: p.grad for key, p in reference.named_parameters() if p.grad is not None}})
     # A convolution's bias has no effect on what a BatchNorm in training makes of it.
-    assert_gradients_close(backbone, expected, zero_in_training=['conv.bias'] * train)
+    assert_losses_close(reference, timm_features(reference, x), backbone, backbone(x),
+                        zero=['conv.bias'] * train)
 
 
 def test_features_equal_transformers_l1(randomize):
@@ -107,16 +96,6 @@ def test_features_equal_transformers_l1(randomize):
                      [*states[1::2], tokens.transpose(1, 2).unflatten(2, (7, 7))])
 
 
-@pytest.mark.parametrize('arch, classifier', [
-    ('l1', 12_289_928), ('l3', 31_406_000), ('l7', 82_229_328)])
-def test_parameters_as_published(arch, classifier):
-    # The published counts include a LayerNorm and two linear heads for 1000 classes.
-    backbone = EfficientFormer(arch, out_norm_cfg=None)
-    channels = backbone.out_channels[-1]
-    top = 2 * channels + 2 * (channels * 1000 + 1000)
-    assert sum(p.numel() for p in backbone.parameters()) + top == classifier
-
-
 def test_norm_and_activation_follow_their_configs():
     model = tiny(norm_cfg=dict(type='SyncBN', eps=1e-3), act_cfg=dict(type='SiLU'))
     norms = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
@@ -127,12 +106,10 @@ def test_norm_and_activation_follow_their_configs():
     assert not frozen.stem[0].norm.weight.requires_grad
 
 
-
 def test_layer_scale_init_value():
     model = tiny(layer_scale_init_value=1e-3)
     scales = [p for key, p in model.named_parameters() if 'layer_scale' in key]
     assert len(scales) == 14 and all((p == 1e-3).all() for p in scales)
-
 
 
 def test_expansion():

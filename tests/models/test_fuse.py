@@ -1,6 +1,5 @@
 """Fused networks against themselves before, with random statistics, scales and biases."""
 import json
-import runpy
 from copy import deepcopy
 
 import pytest
@@ -16,8 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.datasets import write_ade20k
 from mmeffformer.deploy import fuse
-from mmeffformer.models.attention import MB3D
-from mmeffformer.models.layers import ScaledBlock
 from mmeffformer.utils.registry import MODELS
 
 EVERY = [(EfficientFormer, 'l1'), (EfficientFormer, 'l3'), (EfficientFormerV2, 's0'),
@@ -43,27 +40,6 @@ def test_a_backbone_stays_the_same(kind, arch, bias_mode, randomize):
     assert all(torch.equal(value, before[key]) for key, value in fused.state_dict().items())
     assert_close([f.float() for f in fused.float()(x.float())], [e.float() for e in expected],
                  1e-4)
-
-
-@pytest.mark.parametrize('kind', [EfficientFormer, EfficientFormerV2])
-@torch.no_grad()
-def test_every_block_stays_the_same(kind, randomize):
-    model = randomize(kind(TINY)).double().eval()
-    blocks = [m for m in model.modules() if isinstance(m, ScaledBlock)]
-    assert len(blocks) == 7
-    for block in blocks:
-        channels = block.get_submodule(block.branches['layer_scale2'])
-        channels = getattr(channels, 'conv', channels).weight.shape[0]
-        x = torch.randn(2, channels, 5, 4, dtype=torch.float64)
-        args = (x,)
-        if isinstance(block, MB3D):
-            args = x.flatten(2).transpose(1, 2), (5, 4)
-        expected = block(*args)
-        for module in reversed([*block.modules()]):
-            if hasattr(module, 'fuse'):
-                module.fuse()
-        assert block.layer_scale2 is None
-        assert_close([block(*args)], [expected], 1e-9)
 
 
 @pytest.mark.parametrize('kind', [EfficientFormer, EfficientFormerV2])
@@ -145,11 +121,3 @@ def test_metrics_stay_the_same(repo_root, randomize, tmp_path):
         measured.append(json.loads(record.read_text())['metrics'])
     assert measured[0] == pytest.approx(measured[1], abs=0.1)  # in percent
     assert 0 < measured[0]['mIoU'] < 100
-
-
-def test_an_exported_file_is_not_fused_again(repo_root, monkeypatch, capsys):
-    monkeypatch.setattr('sys.argv', ['test.py', 'config.py', '--deploy', '--backend', 'onnx',
-                                     '--model', 'model.onnx'])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(repo_root / 'tools/test.py'), run_name='__main__')
-    assert '--deploy is for a checkpoint' in capsys.readouterr().err

@@ -24,6 +24,7 @@ for mode in ('eval', 'training'):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind, arch', CASES)
 def test_memory_does_not_grow(kind, arch):
     # In a process of its own, where oneDNN keeps what it compiled for few sizes, not for 1024.

@@ -1,4 +1,6 @@
 """Functions shared by tests."""
+import gc
+import json
 import multiprocessing
 import os
 import runpy
@@ -6,10 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Callable, Mapping, Optional, Sequence
 
 import torch
+
+from mmeffformer import EfficientFormer, load_weights
+from mmeffformer.weights import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 # Otherwise torch initialises CUDA on import, and forked processes could not use GPUs.
@@ -31,18 +37,29 @@ def assert_close(actual, expected, relative: float = 1e-5):
         torch.testing.assert_close(a, b, rtol=0, atol=relative * b.abs().max().item())
 
 
-def assert_gradients_close(backbone, expected, relative: float = 1e-5, zero_in_training=()):
-    """Compare the gradients of a backbone with the weights of its copy ``expected``.
+def assert_losses_close(reference, features, backbone, outs, zero=()):
+    """Compare a random loss of the outputs of two networks, and its gradients by weight.
 
-    Each gradient must exceed noise, except for names that end in one of ``zero_in_training``.
+    Each gradient must exceed noise, except for names that end in one of ``zero``.
     """
+    losses = []
+    for tensors in (features, outs):
+        generator = torch.Generator().manual_seed(0)
+        losses.append(sum((f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum()
+                          for f in tensors))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    # Gradients have the names and shapes of weights, so loading renames them.
+    expected = deepcopy(backbone)
+    load_weights(expected, {**reference.state_dict(), **{
+        key: p.grad for key, p in reference.named_parameters() if p.grad is not None}})
     actual = dict(backbone.named_parameters())
     floor = 1e-6 * max(p.abs().max().item() for p in expected.parameters())
     for key, gradient in expected.named_parameters():
         largest = gradient.abs().max().item()
-        assert largest > floor or key.endswith(tuple(zero_in_training)), key
+        assert largest > floor or key.endswith(tuple(zero)), key
         torch.testing.assert_close(actual[key].grad, gradient.detach(), rtol=0,
-                                   atol=relative * max(largest, floor), msg=key)
+                                   atol=1e-5 * max(largest, floor), msg=key)
 
 
 def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., float], **settings):
@@ -54,6 +71,22 @@ def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., floa
         kind=part.kind, stage=part.stage + 1, widths=list(part.widths), ms=ms(part))
         for part in parts_of(header)}).save(path)
     return path
+
+
+def cache_published_l3(torch_home: Path):
+    """Save weights of L3 with the name and layout of the published ones, as if downloaded."""
+    backbone = EfficientFormer('l3', out_norm_cfg=None)
+    state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'mmpretrain')
+    folder = torch_home / 'hub/checkpoints'
+    folder.mkdir(parents=True)
+    torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
+               folder / 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth')
+
+
+def scalars(work_dir: Path) -> list:
+    """Return what the newest run in a work dir logged, one dict per line."""
+    newest = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    return [json.loads(line) for line in newest.read_text().splitlines()]
 
 
 def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
@@ -78,6 +111,7 @@ def run_tool(*command, expect: Optional[int] = 0, env=None) -> str:
 def run_here(log: str, command: Sequence[str], env: Mapping[str, str]):
     """Run a tool in this process, with its output in the file ``log``."""
     sys.stdout.flush()  # of what was imported
+    gc.freeze()  # so that no collection looks at it
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

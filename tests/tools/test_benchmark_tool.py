@@ -2,7 +2,6 @@
 import json
 
 import cv2
-import pytest
 from support.helpers import run_tool
 
 TOOL = 'tools/benchmark.py'
@@ -47,13 +46,3 @@ def test_training_step(tmp_path):
 def test_exits_with_an_error_if_nothing_was_timed(tmp_path):
     printed = run_tool(TOOL, 'timm:efficientformer_l1', *SMALL, '--out', tmp_path, expect=1)
     assert 'nothing was timed' in printed and 'RuntimeError' in printed
-
-
-@pytest.mark.parametrize('options, message', [
-    (['l9'], "benchmark.py: model 'l9' is unknown"),
-    (['l1', '--rounds', '0'], 'benchmark.py: rounds 0: expected 1 or more'),
-    (['--render'], 'benchmark.py: --render needs --out'),
-])
-def test_user_errors_are_one_line(options, message, tmp_path):
-    printed = run_tool(TOOL, *options, expect=1)
-    assert message in printed and 'Traceback' not in printed

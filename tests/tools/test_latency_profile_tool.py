@@ -2,7 +2,6 @@
 import json
 
 import cv2
-import pytest
 from support.helpers import run_tool
 
 TOOL = 'tools/analysis_tools/latency_profile.py'
@@ -25,13 +24,3 @@ def test_kinds_of_l1_in_two_runtimes(tmp_path):
         assert kinds['convolution'] == max(kinds.values())
         assert f'| {name} |' in (out / 'results.md').read_text() and name in printed
         assert cv2.imread(str(out / f'{entry["runtime"]}.png')).shape[1] > 1000
-
-
-@pytest.mark.parametrize('options, message', [
-    (['l9'], "latency_profile.py: model 'l9' is unknown"),
-    (['l1:compile'], 'compile does not report the time of each operator; choose from pytorch'),
-    ([], 'no model is given'),
-])
-def test_user_errors_are_one_line(options, message):
-    printed = run_tool(TOOL, *options, expect=1)
-    assert message in printed and 'Traceback' not in printed

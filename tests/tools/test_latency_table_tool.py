@@ -46,9 +46,3 @@ def test_a_table_is_measured_checked_and_resumed(tmp_path):
     printed = run_tool(TOOL, *TINY, '--rounds', '4', '--check', '0', '--out', out, expect=1)
     assert 'rounds 2 there, 4 here' in printed and 'Traceback' not in printed
     assert out.read_bytes() == before
-
-
-def test_user_errors_are_one_line():
-    printed = run_tool(TOOL, '--step', '24', expect=1)
-    assert 'latency_table.py: max-widths 64 128 320 512: expected 4 multiples of 24' in printed
-    assert 'Traceback' not in printed

@@ -52,34 +52,21 @@ def srun(gpus, per_node, cpus='5'):
 DIST = [('dist_train.sh', ['my config.py'], 'train.py'),
         ('dist_test.sh', ['my config.py', 'epoch 1.pth'], 'test.py')]
 SLURM = ['part', 'a job', 'my config.py']
-TRAIN = ['python', '-u', f'{TOOLS}/train.py', 'my config.py', '--launcher', 'slurm']
-
-
-@pytest.mark.parametrize('script, files, tool', DIST)
-def test_dist_starts_the_processes_of_one_machine(launched, script, files, tool):
-    assert launched('python', script, *files, '2', *OPTIONS) == [
-        *torchrun('2'), f'{TOOLS}/{tool}', *files, '--launcher', 'pytorch', *OPTIONS]
-
-
-@pytest.mark.parametrize('script, files, tool', DIST)
-def test_dist_takes_the_machines_from_the_environment(launched, script, files, tool):
-    found = launched('python', script, *files, '8', NNODES='2', NODE_RANK='1',
-                     MASTER_ADDR='10.0.0.1', PORT='29501')
-    assert found == [*torchrun('8', '2', '1', '10.0.0.1', '29501'), f'{TOOLS}/{tool}', *files,
-                     '--launcher', 'pytorch']
-
-
-@pytest.mark.parametrize('script, files, tool', DIST)
-def test_dist_fails_as_its_processes_do(launched, script, files, tool):
-    launched('python', script, *files, '2', status=3)
-
-
-def test_slurm_asks_for_eight_gpus_of_one_machine(launched):
-    assert launched('srun', 'slurm_train.sh', *SLURM, *OPTIONS) == [
-        *srun('8', '8'), *TRAIN, *OPTIONS]
 
 
 @pytest.mark.parametrize('env, expected', [
+    ({}, torchrun('2')),
+    (dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='29501'),
+     torchrun('2', '2', '1', '10.0.0.1', '29501'))])
+@pytest.mark.parametrize('script, files, tool', DIST)
+def test_dist_starts_processes_on_machines_of_the_environment(
+        launched, script, files, tool, env, expected):
+    assert launched('python', script, *files, '2', *OPTIONS, **env) == [
+        *expected, f'{TOOLS}/{tool}', *files, '--launcher', 'pytorch', *OPTIONS]
+
+
+@pytest.mark.parametrize('env, expected', [
+    ({}, srun('8', '8')),
     (dict(GPUS='16'), srun('16', '8')),
     (dict(GPUS='16', GPUS_PER_NODE='4', CPUS_PER_TASK='2'), srun('16', '4', '2')),
     (dict(GPUS='2'), srun('2', '2')),  # fewer than a machine has
@@ -88,11 +75,19 @@ def test_slurm_asks_for_eight_gpus_of_one_machine(launched):
      [*srun('8', '8'), '--time', '60', '--exclusive']),
 ])
 def test_slurm_takes_the_sizes_from_the_environment(launched, env, expected):
-    assert launched('srun', 'slurm_train.sh', *SLURM, **env) == [*expected, *TRAIN]
+    assert launched('srun', 'slurm_train.sh', *SLURM, *OPTIONS, **env) == [
+        *expected, 'python', '-u', f'{TOOLS}/train.py', 'my config.py', '--launcher', 'slurm',
+        *OPTIONS]
 
 
-def test_slurm_fails_as_its_job_does(launched):
-    launched('srun', 'slurm_train.sh', *SLURM, status=3)
+@pytest.mark.parametrize('program, script, arguments', [
+    *(('python', script, [*files, '2']) for script, files, _ in DIST),
+    ('srun', 'slurm_train.sh', SLURM)])
+def test_scripts_fail_as_their_program_does_and_print_their_usage(
+        launched, program, script, arguments):
+    launched(program, script, *arguments, status=3)
+    done = subprocess.run(['bash', TOOLS / script], text=True, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and f'tools/{script} ' in done.stderr
 
 
 # Each rank saves its weights after every iteration; rank 1 executes FAULT in the third.

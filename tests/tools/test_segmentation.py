@@ -1,5 +1,4 @@
 """The command lines on a config of mmseg, run as a user runs them."""
-import json
 import math
 import re
 from pathlib import Path
@@ -8,13 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.fileio import load
 from support.helpers import run_tool as run
+from support.helpers import scalars
 
 from mmeffformer.datasets import SEG_CLASSES, write_ade20k
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'tests/data/semfpn_tiny.py'
 
 
@@ -26,17 +24,6 @@ def trained(tmp_path_factory):
     write_ade20k(data, train=8, val=3, size=(64, 96), progress=False)
     run('tools/train.py', CONFIG, '--data-root', data, '--work-dir', work_dir)
     return data, work_dir
-
-
-def scalars(work_dir: Path) -> list:
-    file, = work_dir.glob('*/vis_data/scalars.json')
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def test_config_names_the_drawn_classes():
-    cfg = Config.fromfile(ROOT / CONFIG)
-    assert tuple(cfg.metainfo.classes) == SEG_CLASSES
-    assert cfg.model.decode_head.num_classes == len(SEG_CLASSES)
 
 
 def test_training_saves_and_evaluates(trained):

@@ -1,5 +1,4 @@
 """The tools, run like users run them."""
-import json
 import os
 import pickle
 import re
@@ -13,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
-from support.helpers import ROOT, free_port
+from support.helpers import ROOT, cache_published_l3, free_port, scalars
 from support.helpers import run_tool as run
 
 from mmeffformer import EfficientFormer
 from mmeffformer.datasets import write_coco
-from mmeffformer.weights import convert
 
 DEMO = 'configs/demo/maskrcnn_effformer_l1_shapes.py'
 # Log and save every step or two.
@@ -36,11 +34,6 @@ def trained(tmp_path_factory):
     return data, work_dir
 
 
-def scalars(work_dir: Path) -> list:
-    newest = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
-    return [json.loads(line) for line in newest.read_text().splitlines()]
-
-
 def test_training_saves_and_evaluates(trained):
     data, work_dir = trained
     *steps, last = scalars(work_dir)
@@ -48,14 +41,6 @@ def test_training_saves_and_evaluates(trained):
     assert all(np.isfinite(step['loss']) for step in steps)
     assert {'coco/bbox_mAP_50', 'coco/segm_mAP_50'} <= {*last}
     assert (work_dir / 'iter_2.pth').is_file()
-
-
-def test_resume_continues_at_the_checkpoint(trained, tmp_path):
-    data, work_dir = trained
-    shutil.copytree(work_dir, tmp_path / 'work')
-    run('tools/train.py', DEMO, '--data-root', data, '--work-dir', tmp_path / 'work', '--resume',
-        '--cfg-options', 'train_cfg.max_iters=4', 'train_cfg.val_interval=9', *OFTEN)
-    assert [step['iter'] for step in scalars(tmp_path / 'work') if 'loss' in step] == [3, 4]
 
 
 def test_evaluation_is_of_the_checkpoint_given(trained, tmp_path):
@@ -156,28 +141,15 @@ def test_unreadable_images_are_skipped_and_named(trained, tmp_path):
     assert 'Traceback' not in printed and len([*(tmp_path / 'out').iterdir()]) == 3
 
 
-def test_learning_curve(trained, tmp_path):
-    run('tools/analysis_tools/learning_curve.py', trained[1], '--out', tmp_path / 'curve.png')
-    assert cv2.imread(str(tmp_path / 'curve.png')).shape[1] > 1000
-    printed = run('tools/analysis_tools/learning_curve.py', tmp_path, expect=1)
-    assert 'expected the work_dir' in printed and 'Traceback' not in printed
-
-
 def test_coco_config_on_pictures_of_cocos_sizes(tmp_path):
     """The config and the name of its weights are the published ones; the images are drawn."""
     data, work_dir = tmp_path / 'coco', tmp_path / 'work'
-    write_coco(data, train=4, val=2, coco2017=True, progress=False)
-    backbone = EfficientFormer('l3', out_norm_cfg=None)
-    state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'mmpretrain')
-    state = {f'backbone.{key}': value for key, value in state.items()}
-    cache = tmp_path / 'torch/hub/checkpoints'
-    cache.mkdir(parents=True)
-    torch.save({'state_dict': state},
-               cache / 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth')
+    write_coco(data, train=2, val=1, coco2017=True, progress=False)
+    cache_published_l3(tmp_path)
     config = 'configs/detection/maskrcnn_effformer_l3.py'
     printed = run('tools/train.py', config, '--data-root', data, '--work-dir', work_dir,
                   '--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
-                  env={'TORCH_HOME': str(tmp_path / 'torch')})
+                  'train_dataloader.batch_size=1', env={'TORCH_HOME': str(tmp_path)})
     assert 'layout mmpretrain' in printed
     assert 'bias tables resampled from 7 x 7 to 25 x 25' in printed
     *steps, last = scalars(work_dir)
@@ -200,38 +172,6 @@ def test_weights_that_cannot_be_fetched_are_named(tmp_path):
     assert 'Traceback' not in printed
 
 
-def test_missing_data_is_reported_before_a_model_is_built(tmp_path):
-    printed = run('tools/train.py', 'configs/detection/maskrcnn_effformer_l1.py', '--data-root',
-                  tmp_path / 'nowhere', '--work-dir', tmp_path / 'work', expect=1)
-    assert 'instances_train2017.json' in printed and 'cocodataset.org' in printed
-    assert 'Traceback' not in printed
-    assert not (tmp_path / 'work').exists()
-
-
-@pytest.mark.parametrize('command, message', [
-    (['tools/train.py', 'configs/nope.py'], "config 'configs/nope.py' does not exist"),
-    (['tools/test.py', DEMO, 'nope.pth'], "checkpoint 'nope.pth' does not exist"),
-    (['tools/infer.py', DEMO, 'nope.pth', 'nope.jpg'], 'input nope.jpg does not exist'),
-    (['tools/infer.py', DEMO, 'nope.pth', 'setup.py'], 'setup.py is neither an image nor a video'),
-    (['tools/infer.py', DEMO, 'nope.pth', 'requirements'], 'folder requirements has no files'),
-    (['tools/infer.py', DEMO, 'nope.pth', 'a.jpg', '--limit', '0'], 'expected 1 or more'),
-    (['tools/train.py', DEMO, '--resume', 'nope.pth'], "checkpoint 'nope.pth' does not exist"),
-    (['tools/model_stats.py', 'l1', '--shape', '-5', '224'], 'expected a height and a width'),
-    (['tools/model_stats.py', 'l1', '--shape', '16', '224'], 'expected at least 32'),
-    (['tools/model_stats.py', 'configs/_base_/default_runtime.py'], 'has no model.backbone'),
-    (['tools/train.py', 'configs/_base_/default_runtime.py'], 'has no model: expected'),
-    (['tools/model_stats.py', 'l2'], "arch 'l2' is unknown"),
-])
-def test_user_errors_are_one_message(command, message):
-    printed = run(*command, expect=None)
-    assert message in printed and 'Traceback' not in printed
-
-
-def test_error_for_amp_without_a_gpu():
-    assert '--amp float16 needs a GPU' in run('tools/train.py', DEMO, '--amp', expect=2,
-                                      env={'CUDA_VISIBLE_DEVICES': ''})
-
-
 def test_model_stats_are_the_published_ones():
     # 1.3 GMACs (paper, Table 1), of a classifier whose heads add 0.001.
     printed = run('tools/model_stats.py', 'l1')
@@ -240,12 +180,6 @@ def test_model_stats_are_the_published_ones():
                   '--shape', '800', '1344')
     assert re.search(r'backbone\.stages\.3\W+19,370,016\W+25\.910\b', printed)
     assert re.search(r'neck\W+2,623,488\W+54\.775\b', printed)
-
-
-@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
-def test_scripts_print_their_usage(script):
-    done = subprocess.run(['bash', ROOT / 'tools' / script], text=True, stderr=subprocess.PIPE)
-    assert done.returncode == 2 and f'tools/{script} ' in done.stderr
 
 
 def test_dist_train_runs_two_processes(trained, tmp_path):
