@@ -16,7 +16,7 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler logs every start
 
 import torch  # noqa: E402
 
-from mmeffformer.apis.options import exit_on_error  # noqa: E402
+from mmeffformer.apis.options import add_timing_arguments, exit_on_error  # noqa: E402
 from mmeffformer.apis.report import read_published  # noqa: E402
 from mmeffformer.latency import benchmark  # noqa: E402
 from mmeffformer.latency.candidates import DTYPES, RUNTIMES, Setting, candidates  # noqa: E402
@@ -40,18 +40,13 @@ def parse_args():
                         metavar='NAME', help=f'{", ".join(RUNTIMES)} (default: pytorch)')
     parser.add_argument('--baseline', nargs='+', metavar='MODEL',
                         help='compare all with these, which are timed too (default: the first)')
-    parser.add_argument('--shape', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'),
-                        help='input size in px (default: 224 224)')
+    add_timing_arguments(parser, rounds=15)
     parser.add_argument('--batch', type=int, default=1, help='images at once (default: 1)')
     parser.add_argument('--mode', choices=['inference', 'train'], default='inference',
                         help='train: forward and backward of a training step')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--dtype', choices=DTYPES, default='fp32',
                         help='bf16 and fp16 through autocast (default: fp32)')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads(),
-                        help='CPU threads (default: %(default)s)')
-    parser.add_argument('--rounds', type=int, default=15,
-                        help='samples of each model (default: 15)')
     parser.add_argument('--seed', type=int, default=0, help='of the order within rounds')
     parser.add_argument('--accuracy', choices=ACCURACIES, default='top1',
                         help='published figure that times are plotted against (default: top1)')
@@ -68,8 +63,7 @@ def main():
         if args.render:
             if not args.out or args.models:
                 raise ValueError('--render needs --out, the folder of results, and no models')
-            return report(load(args.out, 'tools/benchmark.py', 'baselines'), args.out,
-                          args.accuracy)
+            return report(load(args.out), args.out, args.accuracy)
         if not args.models:
             raise ValueError('no model is given; for example: l1 l3 timm:resnet50')
         if args.rounds < 1:

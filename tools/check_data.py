@@ -11,13 +11,11 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from mmeffformer.apis.options import KeyValues, exit_on_error, load_config
 from mmeffformer.datasets import check_dataset, inspect
 from mmeffformer.datasets.faults import KINDS
 from mmeffformer.datasets.inspection import save_report
+from mmeffformer.utils.console import progress_bar
 
 
 def main():
@@ -40,17 +38,10 @@ def main():
     if args.workers < 1 or args.show < 1:
         parser.error('--workers and --show: expected 1 or more')
 
-    with exit_on_error((ValueError, OSError, RuntimeError)), Progress(
-            TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+    with exit_on_error((ValueError, OSError, RuntimeError)), progress_bar() as progress:
         cfg = load_config(args)
         check_dataset(cfg, args.splits)
-        task = progress.add_task('')
-
-        def report_progress(text: str, done: int, images: int):
-            progress.update(task, description=text, completed=done, total=images or None)
-
-        report = inspect(cfg, args.splits, args.workers, report_progress)
+        report = inspect(cfg, args.splits, args.workers, progress)
         if args.out:
             save_report(report, args.out)
     for name, images in report.looked_at.items():

@@ -9,9 +9,7 @@ Nothing else should run on the machine meanwhile.
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-import torch
-
-from mmeffformer.apis.options import exit_on_error
+from mmeffformer.apis.options import add_timing_arguments, exit_on_error
 from mmeffformer.latency import measuring, validation
 from mmeffformer.latency.exported import require_packages
 from mmeffformer.latency.table import LatencyTable, title
@@ -23,17 +21,12 @@ from mmeffformer.utils.plots import agreement
 def parse_args():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('--runtime', choices=measuring.RUNTIMES, default='pytorch')
-    parser.add_argument('--shape', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'),
-                        help='input size in px (default: 224 224)')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads(),
-                        help='CPU threads (default: %(default)s)')
+    add_timing_arguments(parser, rounds=7)
     parser.add_argument('--max-widths', nargs=4, type=int, default=ARCHS['l3'].widths,
                         metavar='C', help="largest width of each stage (default: L3's, "
                         f'{" ".join(map(str, ARCHS["l3"].widths))})')
     parser.add_argument('--step', type=int, default=16,
                         help='widths are multiples of it (default: 16)')
-    parser.add_argument('--rounds', type=int, default=7,
-                        help='samples of each part (default: 7)')
     parser.add_argument('--check', type=int, default=20, metavar='N',
                         help='number of random networks that predictions are compared with; 0 '
                         'for no comparison (default: 20)')

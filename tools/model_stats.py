@@ -6,13 +6,12 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import OrderedDict
 
 from mmengine.registry import init_default_scope
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from mmeffformer.apis.options import exit_on_error, read_config
 from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
 from mmeffformer.utils.complexity import complexity
+from mmeffformer.utils.console import print_table
 from mmeffformer.utils.registry import MODELS
 
 
@@ -36,16 +35,13 @@ def main():
     args = parser.parse_args()
 
     height, width = args.shape
-    table = Table('part', title=f'{args.model} at {height} x {width} px')
-    for column in ('params', 'GMACs'):
-        table.add_column(column, justify='right')
     # Stages are one level further down in a config's network than in a bare backbone.
     depth = 2 if args.model.endswith('.py') else 1
     with exit_on_error():
         rows = complexity(build(args.model), (height, width), depth)
-    for row in rows:
-        table.add_row(row.name or 'whole', f'{row.params:,}', f'{row.macs / 1e9:.3f}')
-    Console().print(table)
+    print_table(f'{args.model} at {height} x {width} px', ['part', 'params', 'GMACs'],
+                [[row.name or 'whole', f'{row.params:,}', f'{row.macs / 1e9:.3f}']
+                 for row in rows])
 
 
 if __name__ == '__main__':

@@ -44,6 +44,16 @@ def add_config_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def add_timing_arguments(parser: ArgumentParser, rounds: int) -> None:
+    """Add ``--shape``, ``--threads``, and ``--rounds`` with its default."""
+    parser.add_argument('--shape', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'),
+                        help='input size in px (default: 224 224)')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads(),
+                        help='CPU threads (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=rounds,
+                        help='samples of each (default: %(default)s)')
+
+
 @contextmanager
 def exit_on_error(kinds: Errors = (ValueError, OSError)) -> Iterator[None]:
     """Context manager: exit with the message only where one of ``kinds`` is raised.

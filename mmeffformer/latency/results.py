@@ -90,26 +90,23 @@ def save(results: Results, out: Path) -> Path:
     return path
 
 
-def load(out: Path, tool: str, *keys: str) -> Results:
-    """Return the results that :func:`save` wrote into the folder ``out``.
-
-    Args:
-        tool: The tool that has to have written them, for the messages.
-        keys: Keys of its results besides ``header`` and ``candidates``.
+def load(out: Path) -> Results:
+    """Return the results of tools/benchmark.py in the folder ``out``.
 
     Raises:
         FileNotFoundError: The folder has no ``results.json``.
-        ValueError: The file is damaged or was not written by this tool.
+        ValueError: The file is damaged or was not written by tools/benchmark.py.
     """
     path = Path(out) / 'results.json'
     if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist: expected the results of {tool}')
+        raise FileNotFoundError(f'{path} does not exist: expected the results of '
+                                'tools/benchmark.py')
     try:
         results = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f'{path} is damaged: {error}') from error
-    if not isinstance(results, dict) or not {'header', 'candidates', *keys} <= {*results}:
-        raise ValueError(f'{path} was not written by {tool}')
+    if not isinstance(results, dict) or not {'header', 'candidates', 'baselines'} <= {*results}:
+        raise ValueError(f'{path} was not written by tools/benchmark.py')
     return results
 
 

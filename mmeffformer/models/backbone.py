@@ -81,18 +81,12 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 class Backbone(BaseModule):
-    """A stem and four stages, at strides 4, 8, 16 and 32.
-
-    Input: float (B, in_channels, H, W) with any H, W >= 32. Output: a tuple of
-    (B, C_i, ceil(H / s_i), ceil(W / s_i)) for the strides s = 4, 8, 16, 32 at
-    ``out_indices``. Attributes ``out_channels`` and ``out_strides`` list C_i
-    and s_i in that order.
+    """A stem and four stages, at strides 4, 8, 16 and 32; see :class:`EfficientFormer`.
 
     Args:
         arch: The network's arch.
         stem: Maps (B, in_channels, H, W) to (B, widths[0], H / 4, W / 4).
         stages: A :class:`Stage` for each of the arch's.
-        Others: See :class:`EfficientFormer`.
     """
 
     archs: Mapping[str, Arch] = {}  # a subclass's named archs

@@ -13,7 +13,7 @@ from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
-__all__ = ['install', 'source', 'diagnose']
+__all__ = ['install', 'diagnose']
 
 _EXTENSION = 'mmcv._ext'
 _FILE = str(Path(__file__).with_name('extension.py'))
@@ -36,8 +36,8 @@ def diagnose() -> Tuple[str, str]:
     """Import the operators of ``mmcv.ops``.
 
     Returns:
-        The source as of :func:`source`, and the file in use, for ``'broken'`` the error met on
-        import, for ``'absent'`` an empty string.
+        ``'compiled'`` (mmcv's) or ``'torchvision'`` (this package's) and the file in use;
+        ``'broken'`` and the error on import; or ``'absent'`` (there is no mmcv) and ''.
     """
     if 'mmcv' not in sys.modules and find_spec('mmcv') is None:
         return 'absent', ''
@@ -47,13 +47,3 @@ def diagnose() -> Tuple[str, str]:
         return 'broken', f'{type(error).__name__}: {error}'
     file = str(getattr(extension, '__file__', None))
     return 'torchvision' if file == _FILE else 'compiled', file
-
-
-def source() -> str:
-    """Return where the operators of ``mmcv.ops`` come from.
-
-    Returns:
-        ``'compiled'`` (mmcv), ``'torchvision'`` (this package), ``'broken'`` (the extension exists
-        but its import fails, see :func:`diagnose`) or ``'absent'`` (mmcv is not installed).
-    """
-    return diagnose()[0]

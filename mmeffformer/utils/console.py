@@ -21,7 +21,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         warnings.simplefilter('ignore')
         task = progress.add_task('')
         yield lambda text, done, steps: progress.update(task, description=text, completed=done,
-                                                        total=steps)
+                                                        total=steps or None)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],

@@ -16,6 +16,8 @@ from matplotlib.axis import Axis  # noqa: E402
 from matplotlib.transforms import Bbox  # noqa: E402
 
 MAX_ON_A_PAGE = 64
+STYLE: Dict[Any, Any] = {'axes.grid': True, 'grid.alpha': .3, 'axes.axisbelow': True,
+                         'axes.titlesize': 10, 'legend.fontsize': 8}
 Curve = Dict[int, float]  # value by step
 
 
@@ -28,15 +30,17 @@ def figure(out: Path, figsize: Tuple[float, float], rows: int = 1, columns: int 
         figsize: Width and height in inches.
         caption: Text below the axes.
     """
-    fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout='constrained')
-    if caption:
-        fig.supxlabel(caption, fontsize=8, color='dimgrey', wrap=True)
-    try:
-        yield fig, *axes.flat
-        with atomic_write(out) as tmp_path:
-            fig.savefig(tmp_path, dpi=110)
-    finally:
-        plt.close(fig)
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False,
+                                 layout='constrained')
+        if caption:
+            fig.supxlabel(caption, fontsize=8, color='dimgrey', wrap=True)
+        try:
+            yield fig, *axes.flat
+            with atomic_write(out) as tmp_path:
+                fig.savefig(tmp_path, dpi=110)
+        finally:
+            plt.close(fig)
 
 
 def _log_ticks(axis: Axis, subs: Sequence[float]) -> None:
@@ -115,9 +119,8 @@ def learning_curve(work_dir: Path, out: Path) -> None:
             ax.set(title=title, xlabel=unit)
             ax.margins(y=.05)
             ax.set_ylim(bottom=0)
-            ax.grid(alpha=.3)
             if curves:
-                ax.legend(fontsize=8, ncol=2)
+                ax.legend(ncol=2)
 
 
 def page(images: Sequence[np.ndarray], out: Path, columns: int = 4) -> None:
@@ -180,7 +183,6 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
             low, high = ax.get_xlim()
             _log_ticks(ax.xaxis, (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7))
             ax.margins(.12)
-            ax.grid(alpha=.3)
         handles = [lines.Line2D([], [], color=colour, marker='s', linestyle='', label=family)
                    for family, colour in colours.items()]
         handles += [lines.Line2D([], [], color='grey', marker='o', label=name, **style)
@@ -266,12 +268,10 @@ def agreement(points: Sequence[Tuple[str, float, float]], out: Path, title: str,
                 ax.annotate(name, (x, y), (6, -12), textcoords='offset points', fontsize=9,
                             color='C1')
         ax.set(xscale='log', yscale='log', xlim=ends, ylim=ends, aspect='equal',
-               xlabel='measured, ms', ylabel='predicted, ms')
-        ax.set_title(title, fontsize=10)
+               xlabel='measured, ms', ylabel='predicted, ms', title=title)
         for axis in (ax.xaxis, ax.yaxis):
             _log_ticks(axis, (1, 2, 3, 5))
-        ax.grid(alpha=.3)
-        ax.legend(loc='upper left', fontsize=8)
+        ax.legend(loc='upper left')
 
 
 def search_path(path: Sequence[Tuple[float, float]], measured: Sequence[Tuple[float, float]],
@@ -306,11 +306,9 @@ def search_path(path: Sequence[Tuple[float, float]], measured: Sequence[Tuple[fl
         if high - low < .02 * abs(high):  # do not magnify noise
             ax.set_ylim(low - .01 * abs(high), high + .01 * abs(high))
         ax.set(xscale='log', xlabel='latency of the backbone, ms',
-               ylabel=f'{metric}, without further training')
+               ylabel=f'{metric}, without further training', title=title)
         _log_ticks(ax.xaxis, (1, 1.5, 2, 3, 5, 7))
-        ax.set_title(title, fontsize=10)
-        ax.grid(alpha=.3)
-        ax.legend(fontsize=8, loc='lower right')
+        ax.legend(loc='lower right')
 
 
 def stacked_bars(bars: Dict[str, Tuple[Dict[str, float], float]], unit: str, title: str,
@@ -339,20 +337,6 @@ def stacked_bars(bars: Dict[str, Tuple[Dict[str, float], float]], unit: str, tit
         ax.vlines(totals, rows - .45, rows + .45, color='black', linewidth=2, label=whole)
         ax.set_yticks(rows, list(bars))
         ax.invert_yaxis()
-        ax.set(xlabel=unit, xlim=(0, 1.03 * longest))
-        ax.grid(axis='x', alpha=.3)
-        ax.set_axisbelow(True)
-        ax.set_title(title, fontsize=10)
-        fig.legend(loc='outside upper center', ncol=6, frameon=False, fontsize=9)
-
-
-def memory_curves(curves: Dict[str, Tuple[Sequence[int], Sequence[float]]], out: Path) -> None:
-    """Plot the memory of processes, MiB, over iterations to ``out``."""
-    with figure(out, (8, 4.5)) as (_, ax):
-        for name, (iterations, mib) in curves.items():
-            ax.plot(iterations, mib, label=name, linewidth=1.5)
-        ax.set(xlabel='iteration, each of another image size', ylabel='resident memory, MiB',
-               xlim=(0, None))
-        ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
-        ax.grid(alpha=.3)
-        ax.legend(fontsize=9, ncol=2, loc='lower right')
+        ax.set(xlabel=unit, xlim=(0, 1.03 * longest), title=title)
+        ax.grid(visible=False, axis='y')
+        fig.legend(loc='outside upper center', ncol=6, frameon=False)

@@ -46,11 +46,6 @@ class Report:
     missing: Tuple[str, ...]
     others: Tuple[str, ...] = ()
 
-    @property
-    def left_over(self) -> Tuple[str, ...]:
-        """The file's keys that were not loaded."""
-        return self.dropped + self.unknown
-
     def __str__(self) -> str:
         under = f' under {self.prefix!r}' if self.prefix else ''
         lines = [f'loaded {len(self.loaded)} tensors from {self.source} '

@@ -27,7 +27,7 @@ def test_working_environment(tmp_path):
 def test_operators_in_use_are_named(tmp_path):
     found = findings(tmp_path)['operators']
     assert not found.remedy
-    assert ('torchvision' in found.found) == (ops.source() == 'torchvision')
+    assert ('torchvision' in found.found) == (ops.diagnose()[0] == 'torchvision')
 
 
 @pytest.mark.parametrize('state, remedy', [

@@ -54,7 +54,7 @@ def test_all_candidates_are_timed_in_every_round_and_failures_reported(built, tm
     assert len(found['matrix_product']['fp32']['samples_ms']) == 4
     assert found['header']['rounds_done'] == 4 and found['baselines'] == ['l1']
     assert {'l1', 's0:onnx'} == {*built}
-    assert load(tmp_path, 'tools/benchmark.py') == found
+    assert load(tmp_path) == found
     columns, rows = table(found)
     assert [row[0] for row in rows] == ['l1', 'timm:efficientformer_l1', 's0:onnx']
     assert [len(row) for row in rows] == [len(columns)] * 3
@@ -80,7 +80,7 @@ def test_an_interrupted_run_keeps_its_complete_rounds(built, tmp_path, stop):
     else:
         with pytest.raises(stop):
             run([L1, S0], [L1], SETTING, 9, 0, tmp_path, progress)
-    found = load(tmp_path, 'tools/benchmark.py')
+    found = load(tmp_path)
     assert found['header']['rounds_done'] == 3
     assert [len(entry['samples_ms']) for entry in found['candidates']] == [3, 3]
     assert '3 of 9 rounds' in markdown(found)
@@ -145,13 +145,13 @@ def test_tradeoff_has_what_was_timed_and_published():
 
 def test_results_of_another_tool_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'results\.json does not exist'):
-        load(tmp_path, 'tools/benchmark.py')
+        load(tmp_path)
     (tmp_path / 'results.json').write_text(json.dumps([1]))
     with pytest.raises(ValueError, match='was not written by tools/benchmark.py'):
-        load(tmp_path, 'tools/benchmark.py')
+        load(tmp_path)
     (tmp_path / 'results.json').write_text('{"header": 1, "candidates": []}')
     with pytest.raises(ValueError, match='was not written by'):
-        load(tmp_path, 'tools/benchmark.py', 'baselines')
+        load(tmp_path)
 
 
 def test_many_networks_of_a_class_are_compiled():

@@ -61,7 +61,8 @@ def test_wrappers_and_prefixes_are_found(wrap, prefix, chosen, layout):
     source, net = build(1, out_norm_cfg=None), build(2, out_norm_cfg=None)
     report = load_weights(net, wrap(as_layout(source, layout, prefix)))
     assert same(net, source)
-    assert (report.layout, report.prefix, report.left_over) == (layout, chosen, ())
+    assert (report.layout, report.prefix) == (layout, chosen)
+    assert report.dropped == report.unknown == ()
 
 
 def test_prefix_chooses():
@@ -108,7 +109,6 @@ def test_report_counts_and_reads():
     assert len(report.loaded) == len(source.state_dict()) - len(NORMS)
     assert report.resampled == {TABLE: ((7, 7), (25, 12))}
     assert (report.dropped, report.unknown) == (('head.weight',), ('extra.a',))
-    assert report.left_over == ('head.weight', 'extra.a')
     assert sorted(report.missing) == sorted(NORMS)
     assert str(report) == '\n'.join([
         f'loaded {len(report.loaded)} tensors from a state dict in memory (layout timm)',

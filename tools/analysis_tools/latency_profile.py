@@ -14,9 +14,8 @@ from pathlib import Path
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler logs every start and stop
 
-import torch  # noqa: E402
 
-from mmeffformer.apis.options import exit_on_error  # noqa: E402
+from mmeffformer.apis.options import add_timing_arguments, exit_on_error  # noqa: E402
 from mmeffformer.latency import observations, operators  # noqa: E402
 from mmeffformer.latency.candidates import RUNTIMES, Setting, candidates  # noqa: E402
 from mmeffformer.latency.exported import require_packages  # noqa: E402
@@ -33,12 +32,7 @@ def parse_args():
                         metavar='NAME', help=f'{", ".join(operators.RUNTIMES)} (default: pytorch)')
     parser.add_argument('--observations', action='store_true',
                         help="time the comparisons of the paper's observations")
-    parser.add_argument('--shape', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'),
-                        help='input size in px (default: 224 224)')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads(),
-                        help='CPU threads (default: %(default)s)')
-    parser.add_argument('--rounds', type=int, default=9,
-                        help='samples of each model (default: 9)')
+    add_timing_arguments(parser, rounds=9)
     parser.add_argument('--seed', type=int, default=0, help='of the order within rounds')
     parser.add_argument('--out', type=Path, metavar='DIR', help='default: profiles/ and the time')
     return parser.parse_args()
