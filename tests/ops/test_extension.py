@@ -19,11 +19,6 @@ from support.operators import COMPILED, stand_ins_only
 from mmeffformer import ops
 
 
-def test_versions_are_text():
-    assert isinstance(get_compiler_version(), str)
-    assert isinstance(get_compiling_cuda_version(), str)
-
-
 @stand_ins_only
 @pytest.mark.parametrize('name, call', [
     ('nms_match', lambda: nms_match(torch.rand(3, 5), .5)),
@@ -36,21 +31,17 @@ def test_other_operators_raise_when_called(name, call):
         call()
 
 
-def test_private_names_are_missing():
-    assert not hasattr(extension, '__wrapped__') and not hasattr(extension, '_private')
-
-
-def test_source():
+def test_extension_in_use():
+    before = list(sys.meta_path)
+    ops.install()  # once more
+    assert sys.meta_path == before
+    assert [type(f).__module__ for f in before].count('mmeffformer.ops') == 1
     assert ops.source() == ('compiled' if COMPILED else 'torchvision')
     assert COMPILED == (Path(extension.__file__).parent != Path(ops.__file__).parent)
     assert ops.diagnose() == (ops.source(), extension.__file__)
-
-
-def test_install_appends_once():
-    before = list(sys.meta_path)
-    ops.install()
-    assert sys.meta_path == before
-    assert [type(f).__module__ for f in before].count('mmeffformer.ops') == 1
+    assert isinstance(get_compiler_version(), str)
+    assert isinstance(get_compiling_cuda_version(), str)
+    assert not hasattr(extension, '__wrapped__')  # names of Python are no operators
 
 
 def diagnose_with(folder, flags=()):
@@ -70,13 +61,12 @@ def diagnose_with(folder, flags=()):
 @pytest.mark.parametrize('content, answer', [
     ('nms = None', 'compiled {}'),
     ('raise OSError("undefined symbol: nms")', 'broken OSError: undefined symbol: nms'),
-    (None, 'torchvision'),
-])
+    (None, 'torchvision')])
 def test_diagnosis_of_an_mmcv(tmp_path, content, answer):
     package = tmp_path / 'mmcv'
     package.mkdir()
-    (package / '__init__.py').write_text('')
-    if content is not None:
+    (package / '__init__.py').touch()
+    if content:
         (package / '_ext.py').write_text(content)
     assert diagnose_with(tmp_path).startswith(answer.format(package / '_ext.py'))
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mmeffformer.search.search import Search
-from mmeffformer.search.subnetwork import Subnetwork
 
 
 def test_path_goes_down_to_the_target(slimmed):
@@ -24,13 +23,6 @@ def test_path_goes_down_to_the_target(slimmed):
                   / (before.ms - search.ms(network)) for action, network in options.items()
                   if search.ms(network) < before.ms and network.key() in known}
         assert ratios[after.action] == min(ratios.values())
-
-
-def test_ms_is_the_sum_of_the_parts(slimmed):
-    search, _ = slimmed
-    network = Subnetwork((['MB4D'], ['MB4D'], ['MB4D', 'I'], ['MB4D', 'MB3D']), (16, 16, 48, 32))
-    assert search.ms(network) == pytest.approx(
-        .5 + .3 * (2 + 4 + 5) + 1 + 1 + 3 + 2 + 1.7 * 2 + 1)
 
 
 def measured_as(search, factor):

@@ -5,7 +5,6 @@ import weakref
 import pytest
 import torch
 from support.helpers import assert_close, image
-from torch import nn
 
 from mmeffformer import SuperEfficientFormer
 from mmeffformer.search.weights import (
@@ -156,13 +155,3 @@ def test_ranking_keeps_no_activations(supernet):
     rank_channels(supernet, losses(supernet))
     gc.collect()
     assert len(alive) == 2 and not any(reference() is not None for reference in alive)
-
-
-def test_statistics_of_norms_are_cut_too(supernet, ranking):
-    network = supernet.subnetwork(CHOICES, (16, 16, 32, 48))
-    made = extract(supernet, network, ranking)
-    kept = kept_channels(network, ranking)[1]
-    norm, source = made.stages[1].downsample.norm, supernet.stages[1].downsample.norm
-    assert isinstance(norm, nn.BatchNorm2d)
-    for name in ('weight', 'bias', 'running_mean', 'running_var'):
-        assert torch.equal(getattr(norm, name), getattr(source, name)[kept])
