@@ -78,52 +78,39 @@ def deformed(kernel, stride, padding, dilation, groups, deform_groups):
             rand(6, seed=4))
 
 
-@pytest.mark.parametrize('im2col_step', [32, 1])
-@pytest.mark.parametrize('geometry', DEFORMED)
-def test_deform_conv(device, im2col_step, geometry):
+def contiguous(*tensors):
+    return tensors
+
+
+def strided(*tensors):
+    return [t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() == 4 else t
+            for t in tensors]
+
+
+@pytest.mark.parametrize('geometry, laid_out', [
+    *((geometry, contiguous) for geometry in DEFORMED),
+    pytest.param(DEFORMED[1], strided, marks=stand_ins_only)])  # compiled operators refuse it
+def test_deform_conv(device, geometry, laid_out):
     x, offset, mask, weight, bias = deformed(*geometry)
     options = geometry[1:]
+    for im2col_step in (32, 1):
+        assert_same_with_grads(
+            lambda *t, step=im2col_step: deform_conv2d(*laid_out(*t), *options, False, step),
+            lambda x, offset, weight: reference_deform_conv(
+                x, offset, torch.ones_like(mask), weight, 0, *options),
+            [x, offset, weight], device)
     assert_same_with_grads(
-        lambda *t: deform_conv2d(*t, *options, False, im2col_step),
-        lambda x, offset, weight: reference_deform_conv(
-            x, offset, torch.ones_like(mask), weight, 0, *options),
-        [x, offset, weight], device)
-
-
-@pytest.mark.parametrize('geometry', DEFORMED)
-@pytest.mark.parametrize('with_bias', [True, False])
-def test_modulated_deform_conv(device, geometry, with_bias):
-    x, offset, mask, weight, bias = deformed(*geometry)
-    options = geometry[1:]
-    inputs = [x, offset, mask, weight] + [bias] * with_bias
+        lambda *t: modulated_deform_conv2d(*laid_out(*t), *options),
+        lambda *t: reference_deform_conv(*t, *options), [x, offset, mask, weight, bias], device)
     assert_same_with_grads(
-        lambda *t: modulated_deform_conv2d(*t, *[None] * (not with_bias), *options),
-        lambda *t: reference_deform_conv(*t, *[0] * (not with_bias), *options), inputs, device)
-
-
-@stand_ins_only  # the compiled operator refuses these
-def test_deform_conv_of_strided_tensors(device):
-    geometry, (x, offset, mask, weight, bias) = DEFORMED[1], deformed(*DEFORMED[1])
-
-    def strided(*tensors):
-        return [t.transpose(2, 3).contiguous().transpose(2, 3) for t in tensors]
-
-    assert_same_with_grads(
-        lambda *t: modulated_deform_conv2d(*strided(*t[:3]), *t[3:], *geometry[1:]),
-        lambda *t: reference_deform_conv(*t, *geometry[1:]), [x, offset, mask, weight, bias],
-        device)
-    assert_same_with_grads(
-        lambda *t: deform_conv2d(*strided(*t), *geometry[1:]),
-        lambda x, offset, weight: reference_deform_conv(
-            x, offset, torch.ones_like(mask), weight, 0, *geometry[1:]), [x, offset, weight],
-        device)
+        lambda *t: modulated_deform_conv2d(*laid_out(*t), None, *options),
+        lambda *t: reference_deform_conv(*t, 0, *options), [x, offset, mask, weight], device)
 
 
 def test_deform_conv_without_offsets_is_a_convolution(device):
     x = rand(2, 4, 6, 5).float().to(device)
-    for pack in (DeformConv2dPack(4, 6, 3, padding=1), ModulatedDeformConv2dPack(4, 6, 3,
-                                                                                padding=1)):
-        pack = pack.to(device)
+    for kind in (DeformConv2dPack, ModulatedDeformConv2dPack):
+        pack = kind(4, 6, 3, padding=1).to(device)
         want = F.conv2d(x, pack.weight, padding=1)
         if isinstance(pack, ModulatedDeformConv2d):
             want = want / 2 + pack.bias[:, None, None]

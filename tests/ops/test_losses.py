@@ -13,18 +13,17 @@ from support.operators import (
 )
 
 
-@pytest.mark.parametrize('gamma,alpha', [(2., .25), (1.5, .6), (0., .5)])
-@pytest.mark.parametrize('weighted', [False, True])
-@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+@pytest.mark.parametrize('gamma, alpha, weighted, reduction', [
+    (2., .25, False, 'mean'), (1.5, .6, False, 'sum'), (0., .5, False, 'none'),
+    (2., .25, True, 'none'), (1.5, .6, True, 'mean'), (0., .5, True, 'sum')])
 def test_sigmoid_focal_loss(cuda_op_device, gamma, alpha, weighted, reduction):
     # Class 4 is the background, for which the weights of classes have no entry.
     target = torch.tensor([0, 3, 1, 2, 2] if weighted else [0, 3, 4, 2, 2])
     weight = rand(4, seed=5, low=.5, high=2) if weighted else None
 
     def loss(x):
-        result = sigmoid_focal_loss(x, target.to(x.device), gamma, alpha,
-                                    weight.to(x.device) if weighted else None, reduction)
-        return result.reshape(-1)
+        return sigmoid_focal_loss(x, target.to(x.device), gamma, alpha,
+                                  weight.to(x.device) if weighted else None, reduction).view(-1)
 
     def reference(x):
         hot = F.one_hot(target, 5)[:, :4].double()

@@ -27,7 +27,7 @@ def iou(a, b, offset):
 
 def reference_nms(boxes, scores, threshold, offset=0):
     keep = []
-    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+    for i in np.argsort(-np.asarray(scores)):
         if all(iou(boxes[i], boxes[j], offset) <= threshold for j in keep):
             keep.append(i)
     return keep
@@ -73,11 +73,10 @@ def test_nms_of_two_boxes(second, threshold, offset, kept):
     assert nms(boxes, scores, threshold, offset=offset)[1].tolist() == kept
 
 
-def test_nms_of_no_boxes_and_of_numpy():
-    dets, keep = nms(torch.zeros(0, 4), torch.zeros(0), .5)
+@pytest.mark.parametrize('suppress', [nms, soft_nms])
+def test_no_boxes(suppress):
+    dets, keep = suppress(torch.zeros(0, 4), torch.zeros(0), .5)
     assert dets.shape == (0, 5) and keep.shape == (0, ) and keep.dtype == torch.int64
-    boxes, scores = random_boxes(10)
-    assert nms(boxes, scores, .5)[1].tolist() == reference_nms(boxes, scores, .5)
 
 
 @stand_ins_only
@@ -112,10 +111,9 @@ def test_soft_nms_of_boxes_without_area(method):
     assert_same(dets[:, 4], torch.tensor([.9, .8, .7]))
 
 
-def test_soft_nms_of_no_boxes_and_of_numpy():
-    dets, keep = soft_nms(torch.zeros(0, 4), torch.zeros(0))
-    assert dets.shape == (0, 5) and keep.shape == (0, )
-    boxes, scores = random_boxes(5)
+def test_boxes_of_numpy():
+    boxes, scores = random_boxes(10)
+    assert nms(boxes, scores, .5)[1].tolist() == reference_nms(boxes, scores, .5)
     dets, keep = soft_nms(boxes, scores)
     assert dets.shape == (len(keep), 5) and keep[0] == scores.argmax()
     # The best box stays even if its score is too low.

@@ -72,10 +72,9 @@ def test_roi_align_of_a_strided_input(device):
         [rand(2, 2, 9, 7)], device, 1e-6)
 
 
-@pytest.mark.parametrize('ratio', [0, 2])
-def test_roi_align_without_rois(device, ratio):
+def test_roi_align_without_rois(device):
     features = leaf(rand(1, 2, 4, 4), device)
-    out = RoIAlign(3, 1., ratio)(features, features.new_zeros(0, 5))
+    out = RoIAlign(3, 1., 0)(features, features.new_zeros(0, 5))
     assert out.shape == (0, 2, 3, 3)
     out.sum().backward()
     assert not features.grad.any()

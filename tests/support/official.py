@@ -48,6 +48,23 @@ def official(name: str) -> dict:
             for key, shape in shapes.items()}
 
 
+@torch.no_grad()
+def parity_error(backbone, name: str) -> float:
+    """Return the largest difference from the outputs of the authors' network.
+
+    It is relative to the largest value of its level. Levels of other shapes raise.
+    """
+    path, = DATA.glob(f'official_{name}_*.npz')
+    height, width = map(int, path.stem.rpartition('_')[2].split('x'))
+    x = np.random.default_rng(height * 10007 + width).normal(0, 1, (1, 3, height, width))
+    levels, vectors = backbone(torch.from_numpy(x.astype(np.float32))), np.load(path)
+    assert [level.shape for level in levels] == [tuple(vectors[f'shape{i}']) for i in range(4)]
+    samples = [(level[:, ::7, ::3, ::5].numpy(), vectors[f'level{i}'])  # as they were saved
+               for i, level in enumerate(levels)]
+    return max(np.abs(found - expected).max() / np.abs(expected).max()
+               for found, expected in samples)
+
+
 def build(name: str, **backbone):
     cfg = Config.fromfile(ROOT / f'configs/{name}.py')
     cfg.model.backbone.update(init_cfg=None, bias_mode='legacy', **backbone)

@@ -2,19 +2,16 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from support.official import CONFIGS, authors_checkpoint, build, official
+from support.official import CONFIGS, authors_checkpoint, build, official, parity_error
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.models import ARCHS, ARCHS_V2
 from mmeffformer.weights import read_checkpoint
 from mmeffformer.weights.compatibility import check_compatible
 from mmeffformer.weights.conversion import save_checkpoint, transfer_backbone, transfer_model
-
-DATA = Path(__file__).resolve().parents[1] / 'data'
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -27,14 +24,9 @@ def test_models_of_the_authors_are_converted_bit_exactly(name, tmp_path):
     for key, value in checkpoint['state_dict'].items():
         if not key.startswith('backbone.'):
             assert torch.equal(value, state[key])
-    # Every value that is used is there once, and nothing else.
-    used = {key: value for key, value in state.items() if key.startswith('backbone.')
-            and 'idxs' not in key and not key.endswith('attention_biases')}
-    converted = [value for key, value in checkpoint['state_dict'].items()
-            if key.startswith('backbone.')]
-    assert len(used) == len(converted)
-    assert sorted(v.double().sum().item() for v in used.values()) == pytest.approx(
-        sorted(v.double().sum().item() for v in converted), rel=1e-6)
+    fresh = build(CONFIGS[name])
+    fresh.load_state_dict(checkpoint['state_dict'])
+    assert parity_error(fresh.backbone, name) < 1e-4
     meta = checkpoint['meta']
     assert meta['bias_mode'] == 'legacy' and meta['layout'] == 'official-dense'
     assert meta['sha256'] == hashlib.sha256(source.read_bytes()).hexdigest()
@@ -46,26 +38,10 @@ def test_models_of_the_authors_are_converted_bit_exactly(name, tmp_path):
     loaded = torch.load(path, weights_only=True)
     assert all(torch.equal(loaded['state_dict'][key], value)
                for key, value in checkpoint['state_dict'].items())
-    check_compatible(build(CONFIGS[name]), path)
-    again = transfer_model(path, build(CONFIGS[name]))  # converting twice is once
+    check_compatible(fresh, path)
+    again = transfer_model(path, fresh)  # converting twice is once
     assert all(torch.equal(again['state_dict'][key], value)
                for key, value in checkpoint['state_dict'].items())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('name, size', [('det_v1_l1', (256, 320)), ('seg_v2_s0', (256, 384))])
-def test_a_converted_model_has_the_features_of_the_source(name, size, tmp_path):
-    source = authors_checkpoint(name, tmp_path)
-    model = build(CONFIGS[name])
-    checkpoint = transfer_model(source, model)
-    fresh = build(CONFIGS[name])
-    fresh.load_state_dict(checkpoint['state_dict'])
-    x = np.random.default_rng(size[0] * 10007 + size[1]).normal(0, 1, (1, 3, *size))
-    vectors = np.load(DATA / f'official_{name}_{size[0]}x{size[1]}.npz')
-    for i, level in enumerate(fresh.backbone(torch.from_numpy(x.astype(np.float32)))):
-        expected = torch.from_numpy(vectors[f'level{i}'])
-        torch.testing.assert_close(level[:, ::7, ::3, ::5], expected, rtol=0,
-                                   atol=1e-4 * expected.abs().max().item())
 
 
 def test_weights_of_another_bias_mode_are_refused(tmp_path):

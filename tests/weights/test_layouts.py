@@ -1,15 +1,13 @@
 """Every published layout against the network it belongs to."""
 import json
 from itertools import product
-from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 import transformers
 from mmpretrain.models import EfficientFormer as MMPretrainEfficientFormer
-from support.official import official, value
+from support.official import DATA, official, parity_error, value
 from timm.models.efficientformer import checkpoint_filter_fn
 from torch import nn
 
@@ -17,7 +15,6 @@ from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.models import ARCHS, ARCHS_V2
 from mmeffformer.weights import LAYOUTS, LAYOUTS_V2, convert, load_weights
 
-DATA = Path(__file__).parents[1] / 'data'
 # Every tensor a backbone of the arch has, without output norms.
 TENSORS = {'l1': 274, 'l3': 447, 'l7': 635, 's0': 559, 's1': 713, 's2': 1045, 'l': 1377}
 RAW = dict(out_norm_cfg=None)
@@ -142,43 +139,16 @@ def test_transformers():
     assert {'classifier.weight', 'efficientformer.layernorm.bias'} < {*report.dropped}
 
 
-def test_official_detector_is_read_completely():
-    state = {f'backbone.{key}': v for key, v in official('official_det_v1_l1').items()}
-    net = EfficientFormer('l1', bias_grid=25)
-    report = load_weights(net, {'state_dict': {**state, 'neck.w': torch.ones(1)}})
-    assert report.layout == 'official-dense'
-    assert len(report.loaded) == TENSORS['l1'] + 8
-    assert not report.resampled and not report.unknown and not report.missing
-    block = 'backbone.network.6.4.token_mixer.'
-    assert {*report.dropped} == {'neck.w', block + 'attention_biases',
-                                 block + 'attention_bias_idxs', block + 'attention_bias_idxs_seg'}
-    table = net.stages[3].blocks[3].token_mixer.bias.table
-    assert torch.equal(table, state[block + 'attention_biases_seg'].view(8, 25, 25))
-    assert torch.equal(net.out_norms['2'].weight, state['backbone.norm4.weight'])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('name, height, width', [
-    ('official_det_v1_l1', 256, 320), ('official_seg_v1_l1', 256, 320),
-    ('official_det_v2_s0', 256, 320), ('official_seg_v2_s0', 256, 384)])
-def test_legacy_mode_gives_the_outputs_of_the_authors_dense_networks(name, height, width):
+@pytest.mark.parametrize('name', ['det_v1_l1', 'seg_v1_l1', 'det_v2_s0', 'seg_v2_s0'])
+def test_legacy_mode_gives_the_outputs_of_the_authors_dense_networks(name):
     kind = EfficientFormerV2 if 'v2' in name else EfficientFormer
-    grid = 25 if 'det' in name else 16
-    x = np.random.default_rng(height * 10007 + width).normal(0, 1, (1, 3, height, width))
-    x = torch.from_numpy(x.astype(np.float32))
-    vectors = np.load(DATA / f'{name}_{height}x{width}.npz')
-    worst = {}
+    errors = {}
     for mode in ('legacy', 'offset'):
-        net = kind(name[-2:], bias_grid=grid, bias_mode=mode).eval()
-        load_weights(net, official(name))
-        levels = net(x)
-        assert [tuple(level.shape) for level in levels] == [
-            tuple(vectors[f'shape{i}']) for i in range(4)]
-        errors = [(level[:, ::7, ::3, ::5] - torch.from_numpy(vectors[f'level{i}'])).abs().max()
-                  / np.abs(vectors[f'level{i}']).max() for i, level in enumerate(levels)]
-        worst[mode] = max(errors).item()
-    assert worst['legacy'] < 1e-5
-    assert worst['offset'] > 1e-3  # so the vectors distinguish the modes
+        net = kind(name[-2:], bias_grid=25 if 'det' in name else 16, bias_mode=mode).eval()
+        load_weights(net, official(f'official_{name}'))
+        errors[mode] = parity_error(net, name)
+    assert errors['legacy'] < 1e-5
+    assert errors['offset'] > 1e-3  # so the vectors distinguish the modes
 
 
 @pytest.mark.parametrize('task, grid', [('det', 25), ('seg', 16)])
@@ -195,17 +165,10 @@ def test_every_dense_layout_of_the_authors_loads_completely(arch, task, grid):
                                        'attention_bias_idxs_seg') for key in report.dropped)
     native = convert(state, net.arch, 'official-dense', 'mmeffformer')
     assert native.keys() == net.state_dict().keys()
+    assert all(torch.equal(value, native[key]) for key, value in net.state_dict().items())
     back = convert(native, net.arch, 'mmeffformer', 'official-dense')
     assert back.keys() == state.keys() - {*report.dropped}
     assert all(torch.equal(value, state[key]) for key, value in back.items())
-
-
-def test_official_segmentor_has_its_own_grid():
-    state = official('official_seg_v1_l1')
-    net = EfficientFormer('l1', bias_grid=16)
-    assert not load_weights(net, state).resampled
-    table = net.stages[3].blocks[3].token_mixer.bias.table
-    assert torch.equal(table.flatten(1), state['network.6.4.token_mixer.attention_biases_seg'])
 
 
 @torch.no_grad()
@@ -243,18 +206,21 @@ def published_shapes(layout, arch):
     else:
         net = timm.create_model(f'efficientformer{prefix}_{arch}',
                                 features_only=layout == 'timm-features')
-    return {key: value.shape for key, value in net.state_dict().items()}
+    return {key.removeprefix('model.'): value.shape for key, value in net.state_dict().items()}
 
 
 @pytest.mark.parametrize('layout, arch', [
-    *product(('timm', 'mmpretrain', 'transformers', 'official'), ARCHS),
+    *product(('timm', 'timm-features', 'mmpretrain', 'transformers', 'official'), ARCHS),
     *product(('timm', 'timm-features', 'official'), ARCHS_V2)])
 def test_tables_name_exactly_the_tensors_of_the_libraries(layout, arch):
     v1 = arch in ARCHS
     with torch.device('meta'):
         shapes = published_shapes(layout, arch)
         native = (EfficientFormer(arch, **RAW) if v1 else EfficientFormerV2(arch)).state_dict()
-    table = (LAYOUTS if v1 else LAYOUTS_V2)[layout].table((ARCHS if v1 else ARCHS_V2)[arch])
+    layouts, archs = (LAYOUTS, ARCHS) if v1 else (LAYOUTS_V2, ARCHS_V2)
+    if layout not in layouts:  # timm's multi-scale networks of V1 have the keys of the others
+        layout = 'timm'
+    table = layouts[layout].table(archs[arch])
     assert table.keys() == native.keys()
     assert len({*table.values()}) == len(native) == TENSORS[arch]
     for native_key, key in table.items():
@@ -269,35 +235,29 @@ def test_tables_name_exactly_the_tensors_of_the_libraries(layout, arch):
         'norm', 'norm3', 'layernorm', 'head', 'head_dist', 'dist_head') for key in rest)
 
 
-def test_anchor_keys():
-    def of(layout, native_key, arch='l3'):
-        return LAYOUTS[layout].table(ARCHS[arch])[native_key]
-
-    assert of('official', 'stem.1.norm.running_var') == 'patch_embed.4.running_var'
-    assert of('official', 'stages.2.downsample.conv.weight') == 'network.3.proj.weight'
-    assert of('official', 'stages.3.blocks.1.mlp.project.conv.bias') == 'network.6.1.mlp.fc2.bias'
-    assert of('official', 'stages.3.blocks.2.layer_scale2') == 'network.6.3.layer_scale_2'
-    assert of('official-dense', 'out_norms.2.bias') == 'norm4.bias'
-    assert of('mmpretrain', 'stages.3.blocks.2.layer_scale1') == 'network.3.4.ls1.weight'
-    assert of('mmpretrain', 'stages.0.blocks.2.layer_scale1') == 'network.0.2.ls1.weight'
-    assert of('timm', 'stages.3.blocks.0.norm1.weight', 'l7') == 'stages.3.blocks.1.norm1.weight'
-    assert of('transformers', 'stages.3.blocks.2.mlp.expand.weight') \
-        == 'encoder.last_stage.meta3D_layers.blocks.0.mlp.linear_in.weight'
-
-
-def test_anchor_keys_of_v2():
-    def of(layout, native_key):
-        return LAYOUTS_V2[layout].table(ARCHS_V2['s0'])[native_key]
-
-    assert of('official', 'stages.2.blocks.4.token_mixer.stride_conv.norm.bias') \
-        == 'network.4.4.token_mixer.stride_conv.1.bias'
-    assert of('official', 'stages.3.downsample.bias.table') == 'network.5.attn.attention_biases'
-    assert of('official-dense', 'stages.3.blocks.2.token_mixer.bias.table') \
-        == 'network.6.2.token_mixer.attention_biases_seg'
-    assert of('timm', 'stages.3.downsample.q_local.weight') \
-        == 'stages.3.downsample.attn.q.local.weight'
-    assert of('timm', 'stages.3.blocks.1.mlp.mid.norm.running_mean') \
-        == 'stages.3.blocks.1.mlp.mid.bn.running_mean'
+@pytest.mark.parametrize('layout, arch, native_key, key', [
+    ('official', 'l3', 'stem.1.norm.running_var', 'patch_embed.4.running_var'),
+    ('official', 'l3', 'stages.2.downsample.conv.weight', 'network.3.proj.weight'),
+    ('official', 'l3', 'stages.3.blocks.1.mlp.project.conv.bias', 'network.6.1.mlp.fc2.bias'),
+    ('official', 'l3', 'stages.3.blocks.2.layer_scale2', 'network.6.3.layer_scale_2'),
+    ('official-dense', 'l3', 'out_norms.2.bias', 'norm4.bias'),
+    ('mmpretrain', 'l3', 'stages.3.blocks.2.layer_scale1', 'network.3.4.ls1.weight'),
+    ('mmpretrain', 'l3', 'stages.0.blocks.2.layer_scale1', 'network.0.2.ls1.weight'),
+    ('timm', 'l7', 'stages.3.blocks.0.norm1.weight', 'stages.3.blocks.1.norm1.weight'),
+    ('transformers', 'l3', 'stages.3.blocks.2.mlp.expand.weight',
+     'encoder.last_stage.meta3D_layers.blocks.0.mlp.linear_in.weight'),
+    ('official', 's0', 'stages.2.blocks.4.token_mixer.stride_conv.norm.bias',
+     'network.4.4.token_mixer.stride_conv.1.bias'),
+    ('official', 's0', 'stages.3.downsample.bias.table', 'network.5.attn.attention_biases'),
+    ('official-dense', 's0', 'stages.3.blocks.2.token_mixer.bias.table',
+     'network.6.2.token_mixer.attention_biases_seg'),
+    ('timm', 's0', 'stages.3.downsample.q_local.weight',
+     'stages.3.downsample.attn.q.local.weight'),
+    ('timm', 's0', 'stages.3.blocks.1.mlp.mid.norm.running_mean',
+     'stages.3.blocks.1.mlp.mid.bn.running_mean')])
+def test_anchor_keys(layout, arch, native_key, key):
+    layouts, archs = (LAYOUTS, ARCHS) if arch in ARCHS else (LAYOUTS_V2, ARCHS_V2)
+    assert layouts[layout].table(archs[arch])[native_key] == key
 
 
 @pytest.mark.parametrize('kind, layout', [
@@ -314,7 +274,7 @@ def test_round_trip_is_bit_exact(kind, layout):
     assert back.keys() == kept
     assert all(torch.equal(back[key], state[key]) for key in kept)
     assert convert(back, arch, 'mmeffformer', layout).keys() == converted.keys()
-    load_weights(net, converted)
+    assert load_weights(net, converted).layout == layout
     assert all(torch.equal(net.state_dict()[key], state[key]) for key in kept)
 
 

@@ -1,7 +1,7 @@
 """mmengine and the tools load checkpoints through the safe reader."""
-import os
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from mmengine.model import BaseModel, Sequential
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmseg.apis import init_model
+from support.attacks import attack, refusal
 from support.helpers import ROOT, made_up_table, run_code
 from torch import nn
 
@@ -35,28 +36,6 @@ def installed(monkeypatch):
     """Install the safe reader for one test."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     safe_loading.install()
-
-
-class Runs:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
-
-
-def attack(path, marker):
-    torch.save(dict(meta=dict(epoch=1, iter=2, extra=[Runs(marker)]),
-                    state_dict={'weight': torch.ones(1)}), path)
-
-
-def refusal(path, load) -> str:
-    with pytest.raises(ValueError) as caught:
-        load(path)
-    assert str(path) in str(caught.value)
-    return str(caught.value)
 
 
 class OneWeight(BaseModel):
@@ -180,16 +159,7 @@ def test_names_that_mmengine_knows_are_read_safely(tmp_path, monkeypatch):
     monkeypatch.setattr(lookups, 'get_external_models',
                         lambda: {'toy': url, url: 'checkpoints/file.pth'})
 
-    class Bucket:
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def __enter__(self):
-            return str(path)
-
-        __exit__ = __init__
-
-    monkeypatch.setattr(safe_loading, 'get_local_path', Bucket)
+    monkeypatch.setattr(safe_loading, 'get_local_path', lambda *_, **__: nullcontext(str(path)))
     for source in (url, 'torchvision://toy', 'modelzoo://toy', 'mmcls://toy', 'open-mmlab://toy',
                    'openmmlab://toy', 's3://bucket/toy', 'petrel://toy', 'cluster:s3://a/toy'):
         with pytest.raises(ValueError, match='was refused: it asks for posix.mkdir'):
@@ -247,10 +217,11 @@ def test_a_config_in_a_checkpoint_is_not_run(tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize('key', ['state_dict', 'ema_state_dict', 'model'])
-def test_weights_that_are_not_finite_are_refused(tmp_path, key):
+@pytest.mark.parametrize('place, key', [
+    ('load_checkpoint', 'state_dict'), ('runner_resume', 'ema_state_dict'),
+    ('init_cfg_of_a_model', 'model')])
+def test_weights_that_are_not_finite_are_refused(tmp_path, place, key):
     path = tmp_path / 'a.pth'
     torch.save({'meta': {}, key: {'weight': torch.tensor([float('nan')])}}, path)
-    for place in ('load_checkpoint', 'runner_resume', 'init_cfg_of_a_model'):
-        assert 'has 1 tensors with values that are NaN or infinite, first weight' in refusal(
-            path, PLACES[place])
+    assert 'has 1 tensors with values that are NaN or infinite, first weight' in refusal(
+        path, PLACES[place])
