@@ -2,11 +2,11 @@
 import pytest
 import timm
 import torch
-from support.helpers import assert_close, assert_losses_close, image
+from support.helpers import assert_close, assert_losses_close, image, load_timm
 from timm.models.efficientformer import Attention as TimmAttention
 from torch import nn
 
-from mmeffformer import EfficientFormer, load_weights
+from mmeffformer import EfficientFormer
 
 # A network of every kind of part that runs in milliseconds.
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
@@ -24,16 +24,8 @@ def timm_twin(arch: str, randomize, bias_grid=(7, 7)):
             dim = block.token_mixer.qkv.in_features
             block.token_mixer = TimmAttention(dim, resolution=bias_grid)
     randomize(reference).double().eval()
-    state = reference.state_dict()
-    if bias_grid[0] != bias_grid[1]:  # checkpoints hold square tables only
-        state = {key: value.new_zeros(8, 49) if key.endswith('attention_biases') else value
-                 for key, value in state.items()}
     backbone = EfficientFormer(arch, bias_grid=bias_grid, out_norm_cfg=None).double().eval()
-    load_weights(backbone, state)
-    biases = [block.token_mixer.attention_biases for block in reference.stages[3].blocks
-              if hasattr(block, 'norm1')]
-    for bias, block in zip(biases, backbone.stages[3].blocks[-len(biases):]):
-        block.token_mixer.bias.table.data = bias.detach().clone().view(8, *bias_grid)
+    load_timm(backbone, reference)
     return reference, backbone
 
 
@@ -77,23 +69,6 @@ def test_gradients_of_every_parameter_equal_timm(train, side, randomize):
     # A convolution's bias has no effect on what a BatchNorm in training makes of it.
     assert_losses_close(reference, timm_features(reference, x), backbone, backbone(x),
                         zero=['conv.bias'] * train)
-
-
-def test_features_equal_transformers_l1(randomize):
-    from transformers.models.deprecated.efficientformer import (
-        EfficientFormerConfig,
-        EfficientFormerModel,
-    )
-    reference = randomize(EfficientFormerModel(EfficientFormerConfig(layer_norm_eps=1e-5)))
-    backbone = EfficientFormer('l1', out_norm_cfg=None)
-    load_weights(backbone, reference.state_dict())
-    x = image(224, 224, dtype=torch.float64)
-    with torch.no_grad():
-        stem = reference.double().eval().patch_embed(x)
-        # hidden_states lists the input, stages, embeddings in between, and the last tokens.
-        *states, tokens = reference.encoder(stem, output_hidden_states=True).hidden_states
-        assert_close(backbone.double().eval()(x),
-                     [*states[1::2], tokens.transpose(1, 2).unflatten(2, (7, 7))])
 
 
 def test_norm_and_activation_follow_their_configs():

@@ -3,9 +3,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from support.helpers import assert_close, assert_losses_close, image
+from support.helpers import assert_close, assert_losses_close, image, load_timm
 
-from mmeffformer import EfficientFormerV2, load_weights
+from mmeffformer import EfficientFormerV2
 from mmeffformer.models.attention import AttentionDownsample, StridedAttention, expand_table
 
 NORM, ACT = dict(type='BN'), dict(type='GELU')
@@ -24,20 +24,7 @@ def timm_twin(arch: str, randomize, size=(224, 224)):
     reference.eval()
     grid = tuple(-(-n // 32) for n in size)
     backbone = EfficientFormerV2(arch, bias_grid=grid).double().eval()
-    names = {}  # bias tables; those of oblong grids are no checkpoint's
-    for i, stage in enumerate(backbone.stages):
-        for key, _ in stage.named_parameters():
-            if key.endswith('bias.table'):
-                source = key.replace('bias.table', 'attention_biases')
-                names[f'stages.{i}.{key}'] = f'stages.{i}.' + (
-                    source.replace('downsample.', 'downsample.attn.'))
-    state = reference.state_dict()
-    load_weights(backbone, {key: value.new_zeros(8, 49) if key in names.values() else value
-                        for key, value in state.items()})
-    parameters = dict(backbone.named_parameters())
-    assert len(names) == sum(backbone.arch.attention_blocks) + 1
-    for target, source in names.items():
-        parameters[target].data = state[source].clone().view_as(parameters[target])
+    load_timm(backbone, reference)
     return reference, backbone
 
 
