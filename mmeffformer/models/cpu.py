@@ -116,7 +116,8 @@ POST_OPS = {repr(nn.ReLU()): 'relu', repr(nn.GELU()): 'gelu', repr(nn.SiLU()): '
 def fuses_activation(x: Tensor) -> bool:
     """Return whether :func:`convolve` takes ``x``."""
     return (applies(x) and x.dtype == torch.float32 and not is_autocast()
-            and torch.backends.mkldnn.is_available())
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, '_convolution_pointwise'))
 
 
 def convolve(conv: nn.Conv2d, x: Tensor, post_op: str) -> Tensor:

@@ -174,6 +174,10 @@ class _AveragePool(torch.autograd.Function):
         share = F.avg_pool2d(ones, 3, 1, 1)  # of 9, the pixels that were averaged
         return F.avg_pool2d(grad / share, 3, 1, 1)
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return F.avg_pool2d(tangent, 3, 1, 1, count_include_pad=False)
+
 
 class ConvMlp(nn.Sequential):
     """1 x 1 convolutions to ``hidden`` channels and back, each with its norm.

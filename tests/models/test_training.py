@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.helpers import assert_close, image
-from torch.func import functional_call, grad, vjp
+from torch.func import functional_call, grad, hessian, vjp
 from torch.utils.checkpoint import checkpoint
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
@@ -80,6 +80,13 @@ def test_pooling_has_the_gradient_of_torch():
     expected, = torch.autograd.grad(out, x, weights)
     assert_close(torch.autograd.grad(PoolMixer()(x), x, weights), [expected], 1e-12)
     assert torch.autograd.gradgradcheck(PoolMixer(), x)
+
+    def plain(x):
+        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x
+
+    found, expected = (hessian(lambda x, pool=pool: pool(x).pow(3).sum())(x)
+                       for pool in (PoolMixer(), plain))
+    assert_close([found], [expected], 1e-9)
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
