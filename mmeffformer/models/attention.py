@@ -209,13 +209,9 @@ class StridedAttention(nn.Module):
     the heads before and after the softmax (talking heads).
 
     Args:
-        channels: C.
         bias_grid: Rows and columns of the stored bias table, on the strided grid.
-        bias_mode: One of ``BIAS_MODES``.
         stride: 2 in the third stage, 1 in the fourth.
-        heads: Attention heads.
-        key_dim: Channels of a query or key, per head.
-        value_dim: Channels of a value, per head.
+        Others: As in :class:`Attention`.
     """
 
     def __init__(self, channels: int, bias_grid: Grid, bias_mode: str, stride: int,
@@ -318,10 +314,7 @@ class AttentionDownsample(nn.Module):
     Args:
         in_channels, out_channels: C_in and C_out.
         bias_grid: Rows and columns of the stored bias table, on the finer grid.
-        bias_mode: One of ``BIAS_MODES``.
-        heads: Attention heads.
-        key_dim: Channels of a query or key, per head.
-        value_dim: Channels of a value, per head.
+        Others: As in :class:`Attention`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias_grid: Grid, bias_mode: str,
