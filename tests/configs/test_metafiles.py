@@ -36,14 +36,19 @@ def metafiles(repo_root) -> list:
     return [yaml.safe_load((repo_root / path).read_text()) for path in index['Import']]
 
 
-def test_every_config_is_listed_once(metafiles, repo_root):
-    listed = [model['Config'] for metafile in metafiles for model in metafile['Models']]
-    assert sorted(listed) == sorted(str(path.relative_to(repo_root)) for folder in FOLDERS
-                                    for path in (repo_root / 'configs' / folder).glob('*.py'))
+@pytest.fixture
+def models(metafiles) -> list:
+    return [model for metafile in metafiles for model in metafile['Models']]
 
 
-def test_models_match_their_configs(metafiles, repo_root):
-    for model in (model for metafile in metafiles for model in metafile['Models']):
+def test_every_config_is_listed_once(models, repo_root):
+    assert sorted(model['Config'] for model in models) == sorted(
+        str(path.relative_to(repo_root)) for folder in FOLDERS
+        for path in (repo_root / 'configs' / folder).glob('*.py'))
+
+
+def test_models_match_their_configs(models, repo_root):
+    for model in models:
         cfg = Config.fromfile(repo_root / model['Config'])
         assert model['Name'] == (repo_root / model['Config']).stem
         backbone = cfg.model.get('backbone', cfg.model)
@@ -59,9 +64,8 @@ def test_models_match_their_configs(metafiles, repo_root):
         assert 'Weights' not in model  # nobody has published any that load as they are
 
 
-def test_weights_are_those_that_detectors_start_from(metafiles, repo_root):
-    urls = {model['Name']: model['Weights'] for metafile in metafiles
-            for model in metafile['Models'] if 'Weights' in model}
+def test_weights_are_those_that_detectors_start_from(models, repo_root):
+    urls = {model['Name']: model['Weights'] for model in models if 'Weights' in model}
     assert len(urls) == 7
     for name, url in urls.items():
         init_cfg = Config.fromfile(
@@ -71,8 +75,7 @@ def test_weights_are_those_that_detectors_start_from(metafiles, repo_root):
         assert hub == init_cfg.checkpoint
 
 
-def test_results_say_where_they_are_published(metafiles):
-    models = [model for metafile in metafiles for model in metafile['Models']]
+def test_results_say_where_they_are_published(models):
     without = {model['Name'] for model in models if 'Results' not in model}
     assert without == {f'{task}_effformerv2_{size}' for task in ('maskrcnn', 'semfpn')
                        for size in ('s0', 's1')}

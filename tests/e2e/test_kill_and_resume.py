@@ -110,30 +110,24 @@ def never_killed(data, tmp_path_factory):
     return work_dir, time.monotonic() - began
 
 
+def values(part, path: str = '') -> dict:
+    """Return the values in nested dicts and lists by their path."""
+    if not isinstance(part, (dict, list, tuple)):
+        return {path: part}
+    items = part.items() if isinstance(part, dict) else enumerate(part)
+    return {key: value for name, item in items
+            for key, value in values(item, f'{path}.{name}').items()}
+
+
 def assert_same(a: Path, b: Path, name: str = 'iter_12.pth'):
     """Compare all parts of two checkpoints that the rest of a run depends on."""
-    a, b = (read_checkpoint(folder / name) for folder in (a, b))
-    count = 0
-
-    def compare(x, y, key):
-        nonlocal count
-        if isinstance(x, dict):
-            assert x.keys() == y.keys(), key
-            for name in x:
-                compare(x[name], y[name], f'{key}.{name}')
-        elif isinstance(x, (list, tuple)):
-            assert len(x) == len(y), key
-            for i, (one, other) in enumerate(zip(x, y)):
-                compare(one, other, f'{key}.{i}')
-        elif isinstance(x, torch.Tensor):
-            count += 1
-            assert torch.equal(x, y), key
-        else:
-            assert x == y, key
-
-    for part in {'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'} & a.keys():
-        compare(a[part], b[part], part)
-    assert count > 500
+    parts = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
+    a, b = (values({part: file.get(part) for part in parts}) for file in (
+        read_checkpoint(folder / name) for folder in (a, b)))
+    assert a.keys() == b.keys()
+    tensors = [key for key, value in a.items() if isinstance(value, torch.Tensor)]
+    assert len(tensors) > 500 and all(torch.equal(a[key], b[key]) for key in tensors)
+    assert all(a[key] == b[key] for key in a.keys() - {*tensors})
 
 
 def test_killed_twenty_times(data, never_killed, tmp_path):
@@ -174,15 +168,6 @@ def test_a_truncated_checkpoint_is_skipped(data, never_killed, tmp_path):
                      r'checkpoint, \S*iter_10\.pth', printed)
     assert 'resumed epoch: 0, iter: 10' in printed
     assert_same(reference, tmp_path)
-
-
-def test_no_run_starts_if_all_checkpoints_are_incomplete(data, tmp_path):
-    for name in ('iter_2.pth', 'iter_4.pth'):
-        (tmp_path / name).write_bytes(b'PK\3\4 and no more')
-    printed, _ = train(tmp_path, *data, '--resume', expect=1)
-    assert f'of 2 checkpoints in {tmp_path} none can be read' in printed
-    assert 'iter_2.pth' in printed and 'iter_4.pth' in printed and 'Traceback' not in printed
-    assert checkpoints_in(tmp_path) == {'iter_2.pth', 'iter_4.pth'}
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(data, never_killed, tmp_path):

@@ -1,6 +1,5 @@
 """The tools that swap the backbone of configs of mmdet and mmseg."""
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from support.helpers import run_tool as run
 from mmeffformer import swap_backbone
 from mmeffformer.datasets import write_coco
 
-ROOT = Path(__file__).resolve().parents[2]
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
 

@@ -61,18 +61,19 @@ def test_evaluation_is_of_the_checkpoint_given(trained, tmp_path):
         torch.testing.assert_close(sample['pred_instances']['bboxes'], expected.bboxes)
 
 
-@pytest.mark.parametrize('tool, options', [
-    ('tools/test.py', ['--data-root', '{data}']),
-    ('tools/infer.py', ['{data}/val', '--out-dir', '{out}/drawn']),
-    ('tools/train.py', ['--data-root', '{data}', '--work-dir', '{out}', '--resume']),
-])
-def test_checkpoints_of_other_models_are_refused(trained, tmp_path, tool, options):
+# Tools that take a checkpoint
+TAKES = {'tools/test.py': '{path} --data-root {data}',
+         'tools/infer.py': '{path} {data}/val --out-dir {out}/drawn',
+         'tools/train.py': '--data-root {data} --work-dir {out} --resume {path}'}
+
+
+@pytest.mark.parametrize('tool', TAKES)
+def test_checkpoints_of_other_models_are_refused(trained, tmp_path, tool):
     path = tmp_path / 'backbone.pth'
     torch.save(dict(EfficientFormer('l1').state_dict(), optimizer={}, message_hub={},
                     meta=dict(iter=1, epoch=0)), path)
-    options = [option.format(data=trained[0], out=tmp_path) for option in options]
-    given = [DEMO, *options, path] if '--resume' in options else [DEMO, path, *options]
-    printed = run(tool, *given, expect=1)
+    options = TAKES[tool].format(path=path, data=trained[0], out=tmp_path)
+    printed = run(tool, DEMO, *options.split(), expect=1)
     assert f'checkpoint {path} is not of this config' in printed
     assert 'are missing, first backbone.stem.0.conv.weight' in printed
     assert 'Traceback' not in printed
@@ -88,15 +89,12 @@ class Hostile:
         return os.mkdir, (self.marker,)
 
 
-@pytest.mark.parametrize('tool, options', [
-    ('tools/test.py', ['--data-root', '{data}']),
-    ('tools/infer.py', ['{data}/val', '--out-dir', '{out}/drawn']),
-])
-def test_code_in_a_checkpoint_is_not_run(trained, tmp_path, tool, options):
+@pytest.mark.parametrize('tool', TAKES)
+def test_code_in_a_checkpoint_is_not_run(trained, tmp_path, tool):
     path, marker = tmp_path / 'hostile.pth', tmp_path / 'ran'
     torch.save({'state_dict': {}, 'meta': Hostile(marker)}, path)
-    options = [option.format(data=trained[0], out=tmp_path) for option in options]
-    printed = run(tool, DEMO, path, *options, expect=1)
+    options = TAKES[tool].format(path=path, data=trained[0], out=tmp_path)
+    printed = run(tool, DEMO, *options.split(), expect=1)
     assert f'{path} was refused' in printed and 'Traceback' not in printed
     assert not marker.exists()
 
