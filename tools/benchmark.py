@@ -15,9 +15,9 @@ from pathlib import Path
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler logs every start and stop
 
 import torch  # noqa: E402
-from mmeffformer.apis.report import read_published  # noqa: E402
 
 from mmeffformer.apis.options import exit_on_error  # noqa: E402
+from mmeffformer.apis.report import read_published  # noqa: E402
 from mmeffformer.latency import benchmark  # noqa: E402
 from mmeffformer.latency.candidates import DTYPES, RUNTIMES, Setting, candidates  # noqa: E402
 from mmeffformer.latency.results import load, markdown, notes, title  # noqa: E402

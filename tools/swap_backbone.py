@@ -3,8 +3,8 @@
     python tools/swap_backbone.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --arch l3 \
         --out work_dirs/retinanet_effformer_l3.py
 
-The written config has no base; pass it to tools/train.py. docs/guides/swap.md lists what changes and
-which configs are known to work.
+The written config has no base; pass it to tools/train.py. docs/guides/swap.md lists what changes
+and which configs are known to work.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from importlib.util import find_spec
