@@ -59,14 +59,14 @@ def test_config_of_mmseg_and_of_a_path(tmp_path):
 
 def test_results_are_written_as_a_table(tmp_path):
     page = tmp_path / 'page.md'
-    page.write_text('# Swaps\n<!-- tools/dev/check_swaps.py writes what follows. -->\n'
-                    '| family | trains and predicts | does not |\n|---|---|---|\n'
-                    '| mmdet/atss | `a` |  |\n| mmdet/yolof | none |  |\n')
+    page.write_text('| mmdet/atss | `a`, `b` |  |\n| mmdet/yolof | none |  |\n')
     run('tools/dev/check_swaps.py', '--arch', 's0', '--only', 'mmdet/yolof', 'mmdet/cornernet',
         '--out', page)
-    head, marker, _, _, *rows = page.read_text().splitlines()
-    assert head == '# Swaps' and 'check_swaps' in marker
-    assert rows[0] == '| mmdet/atss | `a` |  |'
+    text, _, table = page.read_text().partition('|---|---|---|\n')
+    assert text.startswith('# Swapped configs\n') and 'The\nbackbone becomes S0.' in text
+    assert '\n4 configs: 3 train and predict, 1 refused, 0 fails, 0 no verdict.\nTried' in text
+    rows = table.splitlines()
+    assert rows[0] == '| mmdet/atss | `a`, `b` |  |'
     assert rows[1].startswith('| mmdet/cornernet |  | `cornernet_hourglass104_8xb6-210e-mstest_'
                               'coco` refused: the backbone HourglassNet has outputs of strides 4')
     assert rows[2] == '| mmdet/yolof | `yolof_r50-c5_8xb8-1x_coco` |  |'

@@ -8,18 +8,40 @@ import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
+from datetime import date
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
 
+import mmdet
+import mmseg
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmeffformer.apis.smoke_test import build_model, train_and_predict
 from mmeffformer.apis.swap import find_target, swap_backbone
 
-MARKER = '<!-- tools/dev/check_swaps.py writes what follows. -->\n'
+PAGE = """# Swapped configs
+
+`tools/dev/check_swaps.py` writes this page. It tries [`swap_backbone`](../guides/swap.md) on one
+config for each combination of the types of model, backbone, neck and heads in a family. The
+backbone becomes {arch}. The model gets random weights, trains for a step on random images, and
+predicts on another image, on the CPU. Every parameter of the backbone must get a gradient.
+
+{counts}.
+Tried with {versions}; last changed on {date}.
+
+"No verdict" means that the config fails here with its own backbone too, because weights, packages
+or compiled operators are missing, or that it takes too long. The whole table takes an hour on two
+cores:
+
+```sh
+HF_HUB_OFFLINE=1 python tools/dev/check_swaps.py --out docs/results/swaps.md
+```
+
+"""
 HEAD = '| family | trains and predicts | does not |\n|---|---|---|'
 SIZES = 128, 416  # px; some necks need the larger
 RESNETS = re.compile('^(ResNe[Xt].*|ResNeSt|Res2Net|RegNet)$')  # they have one interface
@@ -40,7 +62,8 @@ def main() -> None:
                         help='try these families only; --out keeps the rows of the others')
     parser.add_argument('--timeout', type=int, default=300, help='seconds for one config')
     parser.add_argument('--out', type=Path,
-                        help='page that ends in the table, which is replaced (default: print it)')
+                        help='page to write, such as docs/results/swaps.md (default: print the '
+                        'table)')
     args = parser.parse_args()
 
     results: Dict[str, List[Result]] = defaultdict(list)
@@ -59,10 +82,24 @@ def main() -> None:
     if not args.out:
         print(HEAD, *rows.values(), sep='\n')
         return
-    text, _, table = args.out.read_text().partition(MARKER)
-    old = {row.split('|')[1].strip(): row for row in table.splitlines()[2:] if args.only}
-    rows = dict(sorted({**old, **rows}.items()))
-    args.out.write_text('\n'.join([f'{text}{MARKER}{HEAD}', *rows.values(), '']))
+    if args.only and args.out.is_file():
+        old = [row for row in args.out.read_text().splitlines() if row.startswith('| mm')]
+        rows = {**{row.split('|')[1].strip(): row for row in old}, **rows}
+    args.out.write_text(format_page(args.arch, [rows[name] for name in sorted(rows)]))
+
+
+def format_page(arch: str, rows: List[str]) -> str:
+    """Return the page with these rows of the table."""
+    table = '\n'.join(rows)
+    counts = {verdict: len(re.findall(f'` {verdict}: ', table))
+              for verdict in ('refused', 'fails', 'no verdict')}
+    trains = sum(row.split('|')[2].count('`') // 2 for row in rows)
+    text = ', '.join(f'{number} {verdict}' for verdict, number in counts.items())
+    text = f'{trains + sum(counts.values())} configs: {trains} train and predict, {text}'
+    versions = ', '.join(f'{module.__name__} {module.__version__.split("+")[0]}'
+                         for module in (mmdet, mmseg, torch))
+    page = PAGE.format(arch=arch.upper(), counts=text, versions=versions, date=date.today())
+    return f'{page}{HEAD}\n{table}\n'
 
 
 def representatives(family: Path) -> List[Path]:
