@@ -45,7 +45,7 @@ def test_no_openmmlab_library_is_required_by_name(wheel):
     metadata = message_from_string(wheel.read(name).decode())
     required = [line for line in metadata.get_all('Requires-Dist') if 'extra' not in line]
     assert {line.split('>')[0].strip() for line in required} == {
-        'torch', 'torchvision', 'numpy', 'rich', 'safetensors'}
+        'torch', 'torchvision', 'numpy', 'rich', 'safetensors', 'huggingface_hub'}
     assert {'onedl', 'openmmlab', 'test'} <= {*metadata.get_all('Provides-Extra')}
     assert metadata['License'] == 'Apache-2.0' or metadata['License-Expression'] == 'Apache-2.0'
 

@@ -1,7 +1,7 @@
 # semfpn_tiny.py with everything in it that draws at random or keeps a state of its own.
 _base_ = 'semfpn_tiny.py'
 
-model = dict(backbone=dict(drop_path_rate=0.2))
+model = dict(backbone=dict(drop_path_rate=0.2, arch=dict(depths=(1, 1, 1, 1))))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),

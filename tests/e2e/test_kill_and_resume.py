@@ -239,7 +239,7 @@ def test_schedules_with_functions_and_samplers_with_epochs_are_resumed(data, tmp
     config.write_text(f"""
 _base_ = '{SEGMENTOR}'
 param_scheduler = [dict(type='OneCycleLR', eta_max=0.01, total_steps=12, by_epoch=False)]
-train_dataloader = dict(sampler=dict(type='DefaultSampler'))  # of 4 batches, with an end
+train_dataloader = dict(batch_size=2, sampler=dict(type='DefaultSampler'))  # 8 per epoch
 """)
     train(tmp_path / 'whole', *data, config=config)
     (tmp_path / 'half').mkdir()

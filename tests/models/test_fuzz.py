@@ -113,10 +113,14 @@ def inputs(draw) -> dict:
                 seed=draw(st.integers(0, 99)))
 
 
-def far_apart(actual, expected) -> float:
-    """The largest difference over tolerance of two lists of tensors of one dtype."""
-    return max(((a - b).double().norm() / (TOLERANCE[a.dtype] * b.double().norm().clamp(min=.1)))
-               .item() for a, b in zip(actual, expected))
+def far_apart(actual, expected, exact=None) -> float:
+    """Return the largest difference over tolerance of two lists of tensors of one dtype.
+
+    The distance of ``expected`` from ``exact`` shows how much the network amplifies rounding.
+    """
+    return max(((a.double() - b).norm() / (TOLERANCE[a.dtype] * b.norm().clamp(min=.1)
+                                  + 3 * (b - c).norm())).item()
+               for a, b, c in zip(actual, expected, exact or expected))
 
 
 def largest_value(model, x) -> float:
@@ -141,7 +145,8 @@ def check_case(kind, kwargs, case, randomize, also=lambda model, x: None):
     model.to(memory_format=case['model_layout'])
     x = LAYOUTS[case['layout']](torch.randn(case['batch'], model.in_channels, height, width)
                                 .to(dtype))
-    if dtype == torch.float16 and largest_value(model, x) > 1e4:  # random weights can be so
+    # Random weights can give large values, and torch has no RReLU in float16 on CPUs.
+    if dtype == torch.float16 and ('RReLU' in str(kwargs) or largest_value(model, x) > 1e4):
         dtype = torch.bfloat16
         model, x = model.to(dtype), x.to(dtype)
     indices = kwargs.get('out_indices', range(4))
@@ -167,11 +172,12 @@ def check_case(kind, kwargs, case, randomize, also=lambda model, x: None):
     model.eval()
     with torch.no_grad():
         outs = check(model(x))
+        exact = deepcopy(model).double()(x.double())
         if case['layout'] != 'contiguous':
-            assert far_apart(check(model(x.contiguous())), outs) < 1
+            assert far_apart(check(model(x.contiguous())), outs, exact) < 1
         also(model, x)
         model.switch_to_deploy()
-        assert far_apart(check(model(x)), outs) < 1
+        assert far_apart(check(model(x)), outs, exact) < 1
         also(model, x)
     assert torch.equal(x, before)
 

@@ -86,14 +86,14 @@ def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., floa
     return path
 
 
-def cache_published_l3(torch_home: Path):
-    """Save weights of L3 with the name and layout of the published ones, as if downloaded."""
-    backbone = EfficientFormer('l3', out_norm_cfg=None)
+def cache_published_l1(torch_home: Path):
+    """Save weights of L1 with the name and layout of the published ones, as if downloaded."""
+    backbone = EfficientFormer('l1', out_norm_cfg=None)
     state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'mmpretrain')
     folder = torch_home / 'hub/checkpoints'
     folder.mkdir(parents=True)
     torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
-               folder / 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth')
+               folder / 'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth')
 
 
 def scalars(work_dir: Path) -> list:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
-from support.helpers import ROOT, cache_published_l3, free_port, scalars
+from support.helpers import ROOT, cache_published_l1, free_port, scalars
 from support.helpers import run_tool as run
 
 from mmeffformer import EfficientFormer
@@ -143,8 +143,8 @@ def test_coco_config_on_pictures_of_cocos_sizes(tmp_path):
     """The config and the name of its weights are the published ones; the images are drawn."""
     data, work_dir = tmp_path / 'coco', tmp_path / 'work'
     write_coco(data, train=2, val=1, coco2017=True, progress=False)
-    cache_published_l3(tmp_path)
-    config = 'configs/detection/maskrcnn_effformer_l3.py'
+    cache_published_l1(tmp_path)
+    config = 'configs/detection/maskrcnn_effformer_l1.py'
     printed = run('tools/train.py', config, '--data-root', data, '--work-dir', work_dir,
                   '--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
                   'train_dataloader.batch_size=1', env={'TORCH_HOME': str(tmp_path)})
