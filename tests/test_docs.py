@@ -26,7 +26,7 @@ class Parsed(BaseException):
     """Raised instead of running a command whose options were parsed."""
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', COMMANDS, ids=str)
 def test_tools_parse_the_commands(command, monkeypatch):
     tool, *arguments = shlex.split(command.removeprefix('-m '), comments=True)
     parse_args = ArgumentParser.parse_args
