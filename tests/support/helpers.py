@@ -9,7 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Callable, Mapping, Optional, Sequence
 
+import mmengine
 import torch
+import yapf.yapflib.yapf_api
 
 ROOT = Path(__file__).resolve().parents[2]
 # Otherwise torch initialises CUDA on import, and forked processes could not use GPUs.
@@ -17,6 +19,10 @@ os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
 # Its processes start with all imports done, which take longer than most tools.
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(['mmeffformer.engine.runner', 'mmdet.apis', 'mmseg.apis', __name__])
+# mmengine formats each config that it logs or saves, which takes most of the time of a short run.
+# Unformatted configs are valid Python too.
+for module in (mmengine.config.config, yapf.yapflib.yapf_api):  # older versions: in the former
+    module.FormatCode = lambda text, **_: (text, True)
 
 
 def image(height: int, width: int, batch: int = 1, dtype=torch.float32) -> torch.Tensor:
