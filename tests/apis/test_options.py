@@ -41,19 +41,13 @@ def test_data_root_is_replaced_wherever_a_value_starts_with_it(config):
     assert cfg.a.b[0] == dict(root='/mnt/coco/', file='/mnt/coco/x.json')
     assert cfg.other == 'data/coco2017/x.json'
     assert cfg.keep.n == 1
-
-
-def test_cfg_options_override_data_root(config):
     cfg = load_config(parse(config, '--data-root', '/mnt', '--cfg-options', 'a.b.0.root=mine'))
     assert cfg.a.b[0].root == 'mine' and cfg.a.b[0].file == '/mnt/x.json'
 
 
-def test_error_for_a_config_without_data_root():
+def test_errors_of_configs():
     with pytest.raises(ValueError, match='has no data_root to replace'):
         set_data_root(Config(dict(model=dict())), '/mnt')
-
-
-def test_error_for_a_missing_config():
     with pytest.raises(FileNotFoundError, match="config 'nope.py' does not exist"):
         load_config(parse('nope.py'))
 
@@ -73,11 +67,6 @@ def test_error_for_a_process_without_a_job(launcher, rank, config, monkeypatch):
     monkeypatch.delenv(rank, raising=False)
     with pytest.raises(ValueError, match=f'--launcher {launcher}: {rank} is not in the env'):
         load_config(parse(config, '--launcher', launcher))
-
-
-def test_no_environment_variable_is_needed(config, monkeypatch):
-    monkeypatch.delenv('PATH')
-    assert load_config(parse(config)).launcher == 'none'
 
 
 class Strict:
@@ -119,8 +108,5 @@ def test_exit_on_error_keeps_the_traceback_of_errors_in_code(cfg, message):
         hooks.build(cfg)
     with pytest.raises(KeyError), exit_on_error():
         raise KeyError('a mistake in the code')
-
-
-def test_exit_on_error_exits_with_the_message_of_a_value_error():
     with pytest.raises(SystemExit, match='no such arch'), exit_on_error():
         raise ValueError('no such arch')

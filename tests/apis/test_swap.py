@@ -29,7 +29,9 @@ def load(name: str) -> Config:
 
 ANY_SCORE = {'model.test_cfg.score_thr': 0., 'model.test_cfg.min_bbox_size': -1,
              'model.test_cfg.max_per_img': 7}
-ANY_ROI_SCORE = {'model.test_cfg.rcnn.score_thr': 0., 'model.test_cfg.rcnn.max_per_img': 7}
+ANY_ROI_SCORE = {'model.test_cfg.rcnn.score_thr': 0., 'model.test_cfg.rcnn.max_per_img': 7,
+                 'model.test_cfg.rpn.max_per_img': 50,
+                 'model.train_cfg.rpn_proposal.max_per_img': 50}
 
 # Config: out_indices, some of its losses, and options that make it small or keep every detection.
 TARGETS = {
@@ -110,15 +112,10 @@ def test_target_trains_and_predicts(name):
             assert boxes.masks.shape == (len(boxes), 64, 48)
 
 
-def test_input_config_is_unchanged():
-    cfg = load(RETINANET)
-    before = deepcopy(cfg.to_dict())
-    assert swap_backbone(cfg, 'l1').to_dict() != before
-    assert cfg.to_dict() == before
-
-
 def test_other_parts_are_unchanged():
-    old, new = load(RETINANET), swap_backbone(load(RETINANET), 'l3')
+    old = load(RETINANET)
+    new = swap_backbone(old, 'l3')
+    assert old.to_dict() == load(RETINANET).to_dict()
     assert new.model.backbone == dict(
         type='mmeffformer.EfficientFormer', arch='l3', out_indices=(1, 2, 3), bias_grid=25,
         out_norm_cfg=dict(type='GN', num_groups=1), init_cfg=dict(
@@ -226,10 +223,13 @@ def test_heads_read_the_output_stages():
     assert (head.in_channels, head.in_index, head.c1_in_channels) == (448, 2, 48)
     assert (auxiliary.in_channels, auxiliary.in_index) == (224, 1)
     assert (head.channels, head.c1_channels, auxiliary.channels) == (512, 48, 256)
+    # A head without convolutions has the channels of the backbone.
+    segmenter = 'mmseg::segmenter/segmenter_vit-s_fcn_8xb1-160k_ade20k-512x512.py'
+    head = swap_backbone(load(segmenter), 'l1').model.decode_head
+    assert (head.in_channels, head.channels, head.in_index) == (448, 448, 0)
 
 
 @pytest.mark.parametrize('name, channels', [
-    ('mmseg::hrnet/fcn_hr18_4xb2-40k_cityscapes-512x1024.py', [48, 96, 224, 448]),
     ('mmseg::beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py', [48, 96, 224, 448]),
     ('mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py', 448),
     ('mmseg::ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py', [48, 96, 224, 448]),
@@ -240,13 +240,6 @@ def test_heads_of_other_kinds(name, channels):
     assert not model.get('neck')
     head = model.decode_head[0] if isinstance(model.decode_head, list) else model.decode_head
     assert head.get('kernel_generate_head', head).in_channels == channels
-
-
-def test_head_without_convolutions():
-    cfg = swap_backbone(load('mmseg::segmenter/segmenter_vit-s_fcn_8xb1-160k_ade20k-512x512.py'),
-                        'l1')
-    head = cfg.model.decode_head
-    assert (head.in_channels, head.channels, head.in_index) == (448, 448, 0)
 
 
 @pytest.mark.parametrize('name, channels', [

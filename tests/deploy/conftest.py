@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from support.detectors import NARROW
 from support.helpers import ROOT
 
 from mmeffformer.deploy.export import export
@@ -13,12 +14,6 @@ from mmeffformer.deploy.runtimes import SUFFIXES, ExportedFile
 from mmeffformer.utils.registry import MODELS
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
-# Heads of a detector take most of the time.
-NARROW = {f'model.{key}': 32 for key in (
-    'neck.out_channels', 'rpn_head.in_channels', 'rpn_head.feat_channels',
-    'roi_head.bbox_roi_extractor.out_channels', 'roi_head.mask_roi_extractor.out_channels',
-    'roi_head.bbox_head.in_channels', 'roi_head.bbox_head.fc_out_channels',
-    'roi_head.mask_head.in_channels', 'roi_head.mask_head.conv_out_channels')}
 
 
 @pytest.fixture(scope='session')

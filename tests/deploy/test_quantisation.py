@@ -14,6 +14,7 @@ from support.helpers import image
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.apis.options import set_data_root
 from mmeffformer.datasets import write_ade20k
+from mmeffformer.deploy import export as exporting
 from mmeffformer.deploy.comparison import MismatchError
 from mmeffformer.deploy.export import export
 from mmeffformer.deploy.quantisation import TrainingImages
@@ -68,11 +69,13 @@ def test_mask_rcnn_in_int8(build, tmp_path):
     assert counts['ConvolutionBackpropData'] == 1  # of the mask head
 
 
-def test_int8_files_that_do_not_match_are_not_kept(arch, randomize, tmp_path):
-    model = randomize(EfficientFormer(arch)).eval()
+def test_int8_files_that_do_not_match_are_not_kept(arch, randomize, monkeypatch, tmp_path):
+    model, other = (randomize(EfficientFormer(arch), seed).eval() for seed in (0, 1))
+    monkeypatch.setattr(exporting, 'quantise', lambda source, target, *_: export(
+        other, target, 'openvino', 'backbone', (64, 96)))
     with pytest.raises(MismatchError, match='int8.xml was not written: openvino in int8 does not'):
         export(model, tmp_path / 'int8.xml', 'openvino', 'backbone', (64, 96), False, IMAGES[4:],
-               {}, [IMAGES[0] * 0.01])
+               {}, IMAGES[:1])
     assert not list(tmp_path.iterdir())
 
 

@@ -8,10 +8,8 @@ import threading
 import time
 from pathlib import Path
 
-import mmengine
 import pytest
 import torch
-import yapf.yapflib.yapf_api
 from mmengine.fileio import LocalBackend
 from mmengine.runner import IterBasedTrainLoop, ValLoop
 from support.helpers import FORKS, ROOT, run_here, run_tool
@@ -70,9 +68,6 @@ FAULTS = {
 def train_here(log, argv, fault):
     """Run tools/train.py in this process, with a fault."""
     torch.set_num_threads(1)
-    # Formatting the config takes most of the time of so short a run.
-    for module in (mmengine.config.config, yapf.yapflib.yapf_api):
-        module.FormatCode = lambda text, **_: (text, True)
     if fault:
         FAULTS[fault[0]](fault[1])
     run_here(log, ['tools/train.py', *map(str, argv)], os.environ.copy())

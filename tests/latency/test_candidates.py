@@ -56,15 +56,15 @@ def test_invalid_specs(spec, setting, message):
         candidates(spec, setting=setting)
 
 
-def test_a_variant_of_pytorch_needs_pytorch():
+def test_what_a_candidate_needs(monkeypatch):
     with pytest.raises(ValueError, match='nchw concerns PyTorch, not onnx and openvino'):
         candidates('l1:nchw', ['onnx', 'openvino'])
-
-
-def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(ValueError, match='timm:resnet50 needs the package timm'):
         candidates('timm:resnet50')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='finds no GPU'):
+        Setting(device='cuda')
 
 
 @pytest.mark.parametrize('values, message', [
@@ -75,12 +75,6 @@ def test_without_timm(monkeypatch):
 def test_settings_out_of_range(values, message):
     with pytest.raises(ValueError, match=message):
         Setting(**values)
-
-
-def test_no_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(ValueError, match='finds no GPU'):
-        Setting(device='cuda')
 
 
 @pytest.mark.parametrize('model', ['l1', 's0'])
@@ -108,8 +102,7 @@ def test_legacy_and_bf16_change_the_computation(tmp_path):
         assert 1 / 2000 < (a - b).abs().max() / b.abs().max() < 1 / 10
 
 
-@pytest.mark.parametrize('model', ['s0', 'timm:resnet18'])
-@pytest.mark.parametrize('runtime', ['onnx', 'openvino'])
+@pytest.mark.parametrize('model, runtime', [('s0', 'onnx'), ('timm:resnet18', 'openvino')])
 def test_exported_files_give_the_features_of_pytorch(model, runtime, tmp_path):
     expected = build(Candidate(model), TINY, tmp_path).call()
     built = build(Candidate(model, runtime), TINY, tmp_path)
@@ -118,18 +111,13 @@ def test_exported_files_give_the_features_of_pytorch(model, runtime, tmp_path):
     assert built.peak_bytes is None
 
 
-@pytest.mark.parametrize('model, channels, remark', [
-    ('timm:resnet18', [64, 64, 128, 256, 512], ''),
-    ('timm:efficientformerv2_s0', [32, 48, 96, 176], ''),  # has one input size
-    ('timm:vit_tiny_patch16_224', None, ''),
-])
-def test_timm_networks_are_backbones(model, channels, remark, tmp_path):
+@pytest.mark.parametrize('model, channels', [
+    ('timm:resnet18', [64, 64, 128, 256, 512]),
+    ('timm:efficientformerv2_s0', [32, 48, 96, 176]),  # has one input size
+    ('timm:vit_tiny_patch16_224', [192, 192, 192])])
+def test_timm_networks_are_backbones(model, channels, tmp_path):
     built = build(Candidate(model), TINY, tmp_path)
-    outputs = built.call()
-    assert built.remark == remark
-    if channels:
-        assert [f.shape[1] for f in outputs] == channels
-    assert {f.shape[3] for f in outputs} <= {48, 24, 12, 6, 3}
+    assert [f.shape[1] for f in built.call()] == channels and built.remark == ''
 
 
 def test_a_network_of_another_size_fails(tmp_path):

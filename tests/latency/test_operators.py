@@ -10,7 +10,6 @@ from mmeffformer.latency.candidates import Candidate, Setting, make
 from mmeffformer.latency.operators import (
     KINDS,
     bars,
-    convolution_kind,
     kind_of,
     kinds_by_shape,
     medians,
@@ -98,11 +97,6 @@ def test_kinds_add_up_to_the_call(runtime, tmp_path, monkeypatch):
     ('VariadicSplit', 'reshape'), ('ReorderInput', 'reshape'), ('aten::add', 'other')])
 def test_kinds_by_type(operator, kind):
     assert kind_of(operator) == kind
-
-
-def test_strided_convolutions_are_patch_embeddings():
-    assert convolution_kind((1, 3, 64, 64), (1, 8, 32, 32)) == 'patch embedding'
-    assert convolution_kind((1, 3, 64, 64), (1, 8, 64, 64)) == 'convolution'
 
 
 @pytest.mark.parametrize('model, embeddings, linears', [

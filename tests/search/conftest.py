@@ -1,5 +1,6 @@
 """A tiny supernet in a segmentor, trained for two iterations, and a search in it."""
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from support.helpers import made_up_table
@@ -7,6 +8,7 @@ from support.helpers import made_up_table
 from mmeffformer.datasets import write_ade20k
 from mmeffformer.search.search import Search
 from mmeffformer.search.slimming import Journal
+from mmeffformer.search.weights import channel_groups
 
 WIDTHS = (16, 32, 48, 48)
 
@@ -60,3 +62,18 @@ def restart(slimmed, monkeypatch, tmp_path):
         return search
 
     return restarted
+
+
+@pytest.fixture
+def random_ranking():
+    """A function that returns a random order of the channels of each group of a supernet."""
+
+    def rank(supernet) -> dict:
+        generator, widths = torch.Generator().manual_seed(0), supernet.arch.widths
+        sizes = {'stem': widths[0] // 2}
+        for i, width in enumerate(widths):
+            sizes.update({f'stage.{i}': width, f'hidden.{i}': 4 * width})
+        return {group: torch.randperm(sizes['.'.join(group.split('.')[:2])], generator=generator)
+                for group in channel_groups(supernet)}
+
+    return rank

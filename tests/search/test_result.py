@@ -1,5 +1,6 @@
 """Configs and weights of the networks found, in a segmentor, a classifier and a detector."""
 import json
+from itertools import product
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from support.detectors import NARROW
 from support.helpers import assert_close, made_up_table
 
 from mmeffformer import EfficientFormer
@@ -29,29 +31,34 @@ def table(tmp_path_factory):
                              lambda part: sum(part.widths) / 100))
 
 
+def configure(cfg: Config, scale, batch_size, **dataset):
+    """Give a config the supernet as its backbone, and small batches of small images."""
+    cfg.model.backbone = dict(SUPERNET, out_indices=cfg.model.backbone.get(
+        'out_indices', (0, 1, 2, 3)))
+    cfg.param_scheduler = []
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
+        loader.dataset.update(dataset)
+        for step in loader.dataset.pipeline:
+            if step['type'] in ('RandomResizedCrop', 'Resize'):
+                step['scale'] = scale
+
+
 def classifier(repo_root, folder) -> Config:
     rng = np.random.default_rng(0)
-    for split, images in (('train', 4), ('val', 3)):
-        for name in 'abc':
-            (folder / split / name).mkdir(parents=True)
-            for i in range(images):
-                cv2.imwrite(str(folder / split / name / f'{i}.png'),
-                            rng.integers(0, 255, (80, 72, 3), dtype=np.uint8))
+    for name, i in product('abc', range(3)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name / f'{i}.png'),
+                    rng.integers(0, 255, (80, 72, 3), dtype=np.uint8))
     cfg = Config.fromfile(repo_root / 'configs/search/imagenet_super_l3.py')
     cfg.merge_from_dict(dict(
         model=dict(head=dict(in_channels=48, num_classes=3),
-                   data_preprocessor=dict(num_classes=3)),
-        train_cfg=dict(max_epochs=1), param_scheduler=[]))
-    cfg.model.backbone = dict(SUPERNET, out_indices=(3,))
+                   data_preprocessor=dict(num_classes=3)), train_cfg=dict(max_epochs=1)))
+    configure(cfg, 64, 4, type='CustomDataset', data_root='', with_label=True,
+              data_prefix=str(folder))
     for split in ('train', 'val', 'test'):
-        loader = cfg[f'{split}_dataloader']
-        loader.update(batch_size=4, num_workers=0, persistent_workers=False)
-        loader.dataset.update(type='CustomDataset', data_root='', with_label=True,
-                              data_prefix=str(folder / ('train' if split == 'train' else 'val')))
-        loader.dataset.pop('split', None)
-        for step in loader.dataset.pipeline:
-            if step['type'] == 'RandomResizedCrop':
-                step['scale'] = 64
+        cfg[f'{split}_dataloader'].dataset.pop('split', None)
     cfg.val_evaluator.topk = cfg.test_evaluator.topk = (1,)
     return cfg
 
@@ -59,21 +66,15 @@ def classifier(repo_root, folder) -> Config:
 def detector(repo_root, folder) -> Config:
     write_coco(folder, train=4, val=2, size=(64, 96), progress=False)
     cfg = Config.fromfile(repo_root / 'configs/demo/maskrcnn_effformer_l1_shapes.py')
+    cfg.merge_from_dict(NARROW)
     cfg.merge_from_dict(dict(
         model=dict(neck=dict(in_channels=list(WIDTHS)),
                    test_cfg=dict(rcnn=dict(score_thr=0., max_per_img=20))),
-        train_cfg=dict(max_iters=1, val_interval=2), param_scheduler=[],
+        train_cfg=dict(max_iters=1, val_interval=2),
         val_evaluator=dict(ann_file=str(folder / 'annotations/instances_val.json')),
         custom_hooks=[dict(type='mmeffformer.TemperatureHook')],
         optim_wrapper=dict(paramwise_cfg=dict(custom_keys=dict(importance=dict(lr_mult=5.))))))
-    cfg.model.backbone = SUPERNET
-    for split in ('train', 'val', 'test'):
-        loader = cfg[f'{split}_dataloader']
-        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-        loader.dataset.data_root = str(folder)
-        for step in loader.dataset.pipeline:
-            if step['type'] == 'Resize':
-                step['scale'] = (96, 64)
+    configure(cfg, (96, 64), 2, data_root=str(folder))
     return cfg
 
 
@@ -81,14 +82,13 @@ def detector(repo_root, folder) -> Config:
     (classifier, 'accuracy/top1', 'head.fc.weight'),
     (detector, 'coco/bbox_mAP', 'neck.lateral_convs.3.conv.weight'),
 ])
-def test_trained_searched_and_cut(repo_root, tmp_path, table, make, metric, reader):
+def test_searched_cut_and_trained(repo_root, tmp_path, table, make, metric, reader):
     cfg = make(repo_root, tmp_path / 'data')
-    cfg.work_dir = str(tmp_path / 'train')
-    Runner.from_cfg(cfg).train()
-    checkpoint = (tmp_path / 'train/last_checkpoint').read_text()
-
+    init_default_scope(cfg.default_scope)
+    checkpoint = tmp_path / 'supernet.pth'
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), checkpoint)
     cfg.work_dir = str(tmp_path / 'slim')
-    search = Search(cfg, checkpoint, table, Share(.6), batches=1)
+    search = Search(cfg, str(checkpoint), table, Share(.6), batches=1)
     steps = search.slim()
     assert search.evaluation.metric == metric
     found = steps[-1].network
@@ -99,16 +99,14 @@ def test_trained_searched_and_cut(repo_root, tmp_path, table, make, metric, read
         search, steps[-1]._replace(network=type(found)(found.choices, widths)), 'found')
 
     cfg = Config.fromfile(config)
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
-    assert isinstance(model.backbone, EfficientFormer)
-    assert model.backbone.arch.widths == widths
+    cfg.work_dir = str(tmp_path / 'trained')
+    runner = Runner.from_cfg(cfg)
+    assert isinstance(runner.model.backbone, EfficientFormer)
+    assert runner.model.backbone.arch.widths == widths
     state = torch.load(cfg.load_from, weights_only=True)['state_dict']
     assert state[reader].shape[1] == 32
     kept = search.evaluation.ranking['stage.3'][:32].sort().values
     assert torch.equal(state[reader], search.model.state_dict()[reader][:, kept])
-    cfg.work_dir = str(tmp_path / 'trained')
-    runner = Runner.from_cfg(cfg)
     runner.model.load_state_dict(state)
     runner.train()  # starts from these
 

@@ -12,7 +12,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Callable, Mapping, Optional, Sequence
 
+import mmengine
 import torch
+import yapf.yapflib.yapf_api
 
 from mmeffformer import EfficientFormer, load_weights
 from mmeffformer.models.attention import AttentionBias
@@ -24,6 +26,10 @@ os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
 # Its processes start with all imports done, which take longer than most tools.
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(['mmeffformer.engine.runner', 'mmdet.apis', 'mmseg.apis', __name__])
+# mmengine formats each config that it logs or saves, which takes most of the time of a short run.
+# Unformatted configs are valid Python too.
+for module in (mmengine.config.config, yapf.yapflib.yapf_api):  # older versions: in the former
+    module.FormatCode = lambda text, **_: (text, True)
 
 
 def image(height: int, width: int, batch: int = 1, dtype=torch.float32) -> torch.Tensor:

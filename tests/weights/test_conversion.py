@@ -9,6 +9,7 @@ from support.official import CONFIGS, authors_checkpoint, build, official, parit
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.models import ARCHS, ARCHS_V2
+from mmeffformer.models.attention import AttentionBias
 from mmeffformer.weights import read_checkpoint
 from mmeffformer.weights.compatibility import check_compatible
 from mmeffformer.weights.conversion import save_checkpoint, transfer_backbone, transfer_model
@@ -39,22 +40,15 @@ def test_models_of_the_authors_are_converted_bit_exactly(name, tmp_path):
     assert all(torch.equal(loaded['state_dict'][key], value)
                for key, value in checkpoint['state_dict'].items())
     check_compatible(fresh, path)
-    again = transfer_model(path, fresh)  # converting twice is once
-    assert all(torch.equal(again['state_dict'][key], value)
-               for key, value in checkpoint['state_dict'].items())
-
-
-def test_weights_of_another_bias_mode_are_refused(tmp_path):
-    name = 'det_v1_l1'
-    checkpoint = transfer_model(authors_checkpoint(name, tmp_path), build(CONFIGS[name]))
-    path = save_checkpoint(checkpoint, tmp_path / 'out', 'model')
-    offset = build(CONFIGS[name])
-    for module in offset.modules():
-        if hasattr(module, 'table'):
+    for module in model.modules():
+        if isinstance(module, AttentionBias):
             module.mode = 'offset'
     with pytest.raises(ValueError, match="trained with bias_mode='legacy', the config has "
                        "'offset'.*Add --cfg-options model.backbone.bias_mode=legacy"):
-        check_compatible(offset, path)
+        check_compatible(model, path)
+    again = transfer_model(path, fresh)  # converting twice is once
+    assert all(torch.equal(again['state_dict'][key], value)
+               for key, value in checkpoint['state_dict'].items())
 
 
 def test_checkpoints_of_other_models_are_named(tmp_path):
@@ -82,10 +76,6 @@ def test_checkpoints_of_other_models_are_named(tmp_path):
                     **{'roi_head.bbox_head.fc_cls.weight': torch.ones(3, 4)})
     with pytest.raises(ValueError, match=r'fc_cls.weight: \(3, 4\) instead of \(81, 1024\)'):
         transfer_model(broken, build(detector))
-    broken = authors_checkpoint('det_v1_l1', tmp_path, **{
-        'roi_head.bbox_head.fc_cls.bias': torch.full((81,), float('nan'))})
-    with pytest.raises(ValueError, match='1 tensors with values that are NaN.*fc_cls.bias'):
-        transfer_model(broken, build(detector))
 
 
 @pytest.mark.parametrize('arch, version', [('l1', ''), ('s0', 'v2')])
@@ -97,8 +87,7 @@ def test_a_backbone_goes_to_timm_and_back(arch, version, tmp_path):
     assert report.layout == 'official'
     net = timm.create_model(f'efficientformer{version}_{arch}', num_classes=0)
     missing, unexpected = net.load_state_dict(checkpoint, strict=False)
-    assert not unexpected
-    assert all(key.split('.')[0] == 'norm' or 'idxs' in key for key in missing)
+    assert not unexpected and all(key.startswith('norm.') or 'idxs' in key for key in missing)
     there = save_checkpoint(checkpoint, tmp_path, 'timm')
     native, report = transfer_backbone(there, spec, 'mmeffformer')
     assert report.layout == 'timm' and native['meta']['layout'] == 'timm'

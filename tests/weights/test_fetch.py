@@ -1,11 +1,11 @@
 """Checkpoints are found or downloaded, from servers on this machine alone."""
 import hashlib
-import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import huggingface_hub as hub
@@ -51,18 +51,16 @@ def served(content, requests, wait_s=0.):
         server.server_close()
 
 
-def names(folder):
-    """Return the visible files; a lock may stay next to a download."""
-    return {path.name for path in folder.iterdir() if not path.name.endswith('.lock')}
+def visible(folder):
+    return {path.name for path in folder.glob('[!.]*')}  # a lock may stay
 
 
-def place(message, content=b'weights'):
+def place(message) -> Path:
     """Put a file where the message of an error asks for it."""
     lines = message.splitlines()
-    path = lines[lines.index('elsewhere and put it at') + 1].strip()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, 'wb') as file:
-        file.write(content)
+    path = Path(lines[lines.index('elsewhere and put it at') + 1].strip())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b'weights')
     return path
 
 
@@ -93,7 +91,7 @@ def test_download_is_kept(cache):
             fetch.locate(f'{at}/absent.pth')
         for _ in range(2):
             assert fetch.locate(f'{at}/l1.pth').read_bytes() == b'weights'
-    assert requests == ['/absent.pth', '/l1.pth'] and names(cache) == {'l1.pth'}
+    assert requests == ['/absent.pth', '/l1.pth'] and visible(cache) == {'l1.pth'}
 
 
 def test_download_is_compared_with_the_hash_in_its_name(cache):
@@ -103,13 +101,13 @@ def test_download_is_compared_with_the_hash_in_its_name(cache):
         for name in ('l1-00000000.pth', f'l1-{digest[:15]}0.pth.tar'):
             with pytest.raises(ValueError, match=f'was not kept: invalid hash.*{digest}'):
                 fetch.locate(f'{at}/{name}')
-        assert not names(cache)
+        assert not visible(cache)
         # Hashes of any length, a date, and other words.
         good = (f'l1-{digest[:8]}.pth', f'l1-{digest}.pth.tar', 'l1-20220915.pth', 'l1-cafe.pth',
                 'l1-00000000-best.pth')
         for name in good:
             assert fetch.locate(f'{at}/{name}').read_bytes() == content
-    assert names(cache) == {*good}
+    assert visible(cache) == {*good}
 
 
 def test_one_of_several_processes_downloads(cache):
@@ -120,7 +118,7 @@ def test_one_of_several_processes_downloads(cache):
     with served(b'weights', requests, wait_s=.2) as at, ThreadPoolExecutor(4) as pool:
         paths = [*pool.map(lambda _: fetch.locate(f'{at}/l1.pth'), range(4))]
     assert {*paths} == {cache / 'l1.pth'} and requests == ['/l1.pth']
-    assert paths[0].read_bytes() == b'weights' and names(cache) == {'l1.pth'}
+    assert paths[0].read_bytes() == b'weights' and visible(cache) == {'l1.pth'}
 
 
 def test_unreachable_url_is_explained_and_a_file_placed_by_hand_is_used(cache):
@@ -132,8 +130,8 @@ def test_unreachable_url_is_explained_and_a_file_placed_by_hand_is_used(cache):
         fetch.locate(url)
     assert f'download\n  {url}\n' in str(error.value)
     assert "init_cfg=dict(type='Pretrained', checkpoint=PATH)" in str(error.value)
-    assert not names(cache)
-    assert place(str(error.value)) == str(cache / 'l1-cc3e1ac6.pth') == str(fetch.locate(url))
+    assert not visible(cache)
+    assert place(str(error.value)) == cache / 'l1-cc3e1ac6.pth' == fetch.locate(url)
 
 
 @pytest.mark.parametrize('name, revision', [(f'hf-hub:{L1}', 'main'), (f'hf_hub:{L1}@abc', 'abc')])
@@ -145,8 +143,7 @@ def test_unreachable_hub_is_explained_and_a_file_placed_by_hand_is_used(
         fetch.locate(name)
     url = f'https://huggingface.co/{L1}/resolve/{revision}/model.safetensors'
     assert f'download\n  {url}\n' in str(error.value)
-    path = place(str(error.value))
-    assert str(fetch.locate(name)) == str(fetch.locate(url)) == path
+    assert place(str(error.value)) == fetch.locate(name) == fetch.locate(url)
     with pytest.raises(ConnectionError):  # the file is used for its own revision only
         fetch.locate(f'hf-hub:{L1}@other')
 
