@@ -1,4 +1,4 @@
-# Mask R-CNN with FPN, as mmdet's mask-rcnn_r50_fpn, but for the backbone and its channels.
+# Mask R-CNN with FPN, as mmdet's mask-rcnn_r50_fpn, except for the backbone and its channels.
 norm_box = dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.])
 roi_levels = dict(type='SingleRoIExtractor', out_channels=256, featmap_strides=[4, 8, 16, 32])
 

@@ -1,4 +1,4 @@
-# Semantic FPN, as mmseg's fpn_r50 for ADE20K, but for the backbone and its channels.
+# Semantic FPN, as mmseg's fpn_r50 for ADE20K, except for the backbone and its channels.
 width = 256  # channels of the neck's outputs
 
 model = dict(
