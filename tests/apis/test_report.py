@@ -181,8 +181,6 @@ def test_tool_prints_and_saves_the_report(work_dirs, tmp_path):
     assert len(model['measured']) == 3 and model['name'] == SEG
 
 
-@pytest.mark.parametrize('options, message', [
-    (['nowhere'], 'report.py: nowhere is not a folder'),
-    (['--models', 'l9'], '--models l9: no such model; choose from maskrcnn_resnet18, ')])
-def test_tool_explains_mistakes(options, message):
-    assert message in run('tools/analysis_tools/report.py', *options, expect=None)
+def test_tool_explains_mistakes():
+    assert '--models l9: no such model; choose from maskrcnn_resnet18, ' in run(
+        'tools/analysis_tools/report.py', '--models', 'l9', expect=None)

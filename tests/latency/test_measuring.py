@@ -154,14 +154,6 @@ def test_disturbed_timers_are_timed_again():
     assert calls == {'calm': 3, 'disturbed': 6, 'never calm': 9}
 
 
-def test_networks_are_measured_at_the_speed_of_the_table(machine):
-    header = dict(new_header(**TINY), reference_ms=10.)
-    found = measure_networks({'a': ARCHS['l1'], 'b': ARCHS['l3']}, header, 5)
-    for name, arch in dict(a='l1', b='l3').items():
-        expected = sum(map(simulated_ms, parts(ARCHS[arch]))) * 10 / REFERENCE_MS
-        assert found[name].median == pytest.approx(expected)
-
-
 def test_check_of_an_exact_table(machine, tmp_path):
     table = LatencyTable(new_header(**{**TINY, 'max_widths': (48, 96, 224, 448)}))
     measure(table, tmp_path / 'table.json')

@@ -177,14 +177,24 @@ def test_names_that_mmengine_knows_are_read_safely(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('supported', sorted({False, safe_loading.SAFE_GLOBALS_SUPPORTED}))
-def test_a_training_resumes_with_its_log(tmp_path, monkeypatch, supported):
+def test_a_training_resumes_with_its_log_and_without_its_config(tmp_path, monkeypatch, supported):
+    """mmengine would execute a config's text on resuming, or in an inferencer without a config."""
     monkeypatch.setattr(safe_loading, 'SAFE_GLOBALS_SUPPORTED', supported)
     work_dir, again_dir = tmp_path / f'first_{supported}', tmp_path / f'again_{supported}'
     first = toy_runner(work_dir, train_cfg=dict(by_epoch=True, max_epochs=1))
     first.train()
     logged = first.message_hub.get_scalar('train/loss')
-    again = toy_runner(again_dir, load_from=str(work_dir / 'epoch_1.pth'), resume=True)
+    marker, path = tmp_path / 'marker', str(tmp_path / 'a.pth')
+    made = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
+    code = f'import os\nos.mkdir({str(marker)!r})\nmodel = dict()\n'
+    made['meta'].update(config=code, cfg=code)
+    assert 'cfg' in made['message_hub']['runtime_info']
+    made['message_hub']['runtime_info']['cfg'] = code
+    torch.save(made, path)
+
+    again = toy_runner(again_dir, load_from=path, resume=True)
     again.load_or_resume()
+    assert again.message_hub.get_info('cfg') != code
     history = again.message_hub.get_scalar('train/loss')
     assert type(history) is HistoryBuffer and history is not logged
     assert np.array_equal(history.data[0], logged.data[0]) and len(history.data[0]) == 4
@@ -197,21 +207,6 @@ def test_a_training_resumes_with_its_log(tmp_path, monkeypatch, supported):
     saved = torch.load(again_dir / 'epoch_2.pth', weights_only=False)
     values = saved['message_hub']['log_scalars']['train/loss'].data[0]
     assert len(values) == 8 and np.array_equal(values[:4], logged.data[0])
-
-
-def test_a_config_in_a_checkpoint_is_not_run(tmp_path):
-    """mmengine would execute its text on resuming, or in an inferencer without a config."""
-    marker, path = tmp_path / 'marker', str(tmp_path / 'a.pth')
-    toy_runner(tmp_path / 'work', train_cfg=dict(by_epoch=True, max_epochs=1)).train()
-    made = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)
-    code = f'import os\nos.mkdir({str(marker)!r})\nmodel = dict()\n'
-    made['meta'].update(config=code, cfg=code)
-    assert 'cfg' in made['message_hub']['runtime_info']
-    made['message_hub']['runtime_info']['cfg'] = code
-    torch.save(made, path)
-    runner = toy_runner(tmp_path / 'again')
-    runner.resume(path)
-    assert runner.iter == 4 and runner.message_hub.get_info('cfg') != code
     with pytest.raises(ValueError, match='Cannot find the config in the checkpoint'):
         BaseInferencer._init_model(None, ConfigDict(), path)
     assert not marker.exists()
