@@ -20,20 +20,6 @@ DET, SEG = 'maskrcnn_effformer_l1', 'semfpn_effformer_l1'
 COCO = {'coco/bbox_mAP': .389, 'coco/bbox_mAP_50': .6, 'coco/segm_mAP': .354}
 
 
-def test_published_figures_are_read_as_printed():
-    published = report.read_published()
-    assert len(published) == 13 + 13 + 7
-    assert published[DET] == {
-        'Params (M)': '31.5', 'box AP': '37.9', 'box AP50': '60.3', 'box AP75': '41.0',
-        'mask AP': '35.4', 'mask AP50': '57.3', 'mask AP75': '37.3'}
-    assert published['maskrcnn_effformer_l7']['mask AP75'] == '41.7 ?'
-    assert published['semfpn_effformerv2_l'] == {'mIoU': '45.2'}
-    assert published['semfpn_effformerv2_s0'] == {}
-    assert published['effformer_l1'] == {
-        'GMACs': '1.3', 'Top 1 Accuracy': '80.2', 'Top 1 Accuracy 300 Epochs': '79.2'}
-    assert published['effformerv2_s0']['GMACs'] == '0.40'
-
-
 # Measured figures -----------------------------------------------------------------------------
 
 

@@ -1,6 +1,4 @@
-"""mmengine and the tools load checkpoints through the safe reader."""
-import runpy
-import sys
+"""mmengine loads checkpoints through the safe reader."""
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,11 +14,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmseg.apis import init_model
 from support.attacks import attack, refusal
-from support.helpers import ROOT, made_up_table, run_code
+from support.helpers import ROOT, run_code
 from torch import nn
 
 from mmeffformer import EfficientFormer, load_weights
-from mmeffformer.datasets import write_ade20k
 from mmeffformer.utils.registry import MODELS
 from mmeffformer.weights import safe_loading
 from mmeffformer.weights.compatibility import load_compatible
@@ -28,7 +25,6 @@ from mmeffformer.weights.conversion import transfer_backbone, transfer_model
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1), attention_blocks=(0, 0, 0, 1))
 CONFIG = ROOT / 'tests/data/semfpn_tiny.py'
-SUPERNET = ROOT / 'tests/data/semfpn_super_tiny.py'
 
 
 @pytest.fixture(autouse=True)
@@ -99,40 +95,6 @@ def test_no_place_runs_code_in_a_file(place, tmp_path):
     attack(path, marker)
     assert 'was refused: it asks for posix.mkdir' in refusal(path, PLACES[place])
     assert not marker.exists()
-
-
-@pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    """A data set and a latency table for the tools."""
-    folder = tmp_path_factory.mktemp('drawn')
-    write_ade20k(folder, train=2, val=1, size=(64, 96), progress=False)
-    made_up_table(folder / 'table.json', (64, 96), (16, 32, 48, 48), lambda part: 1.)
-    return folder
-
-
-TOOLS = {
-    'train': '{config} --resume {file} --data-root {data} --work-dir {out}',
-    'test': '{config} {file} --data-root {data} --work-dir {out}',
-    'infer': '{config} {file} {data}/images/validation --out-dir {out}',
-    'export': '{config} {file} --to onnx --shape 64 96 --out {out}/a.onnx',
-    'convert_checkpoint': '{file} --config {config} --out {out}',
-    'slim': '{supernet} {file} --table {data}/table.json --target 50% --data-root {data} '
-            '--work-dir {out}',
-}
-
-
-@pytest.mark.parametrize('tool', TOOLS)
-def test_tools_report_the_refusal(tool, drawn, tmp_path, monkeypatch):
-    path, marker = tmp_path / 'unknown.pth', tmp_path / 'marker'
-    attack(path, marker)
-    arguments = TOOLS[tool].format(config=CONFIG, supernet=SUPERNET, file=path, data=drawn,
-                                   out=tmp_path / 'out').split()
-    script, = (ROOT / 'tools').rglob(f'{tool}.py')
-    monkeypatch.setattr(sys, 'argv', [script.name, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(script), run_name='__main__')
-    assert f'{path} was refused: it asks for posix.mkdir' in str(ended.value)
-    assert not marker.exists() and not list(tmp_path.glob('out/*.onnx'))
 
 
 def test_mmengine_is_changed_by_an_explicit_call_only():
