@@ -20,20 +20,6 @@ DET, SEG = 'maskrcnn_effformer_l1', 'semfpn_effformer_l1'
 COCO = {'coco/bbox_mAP': .389, 'coco/bbox_mAP_50': .6, 'coco/segm_mAP': .354}
 
 
-def test_published_figures_are_read_as_printed():
-    published = report.read_published()
-    assert len(published) == 13 + 13 + 7
-    assert published[DET] == {
-        'Params (M)': '31.5', 'box AP': '37.9', 'box AP50': '60.3', 'box AP75': '41.0',
-        'mask AP': '35.4', 'mask AP50': '57.3', 'mask AP75': '37.3'}
-    assert published['maskrcnn_effformer_l7']['mask AP75'] == '41.7 ?'
-    assert published['semfpn_effformerv2_l'] == {'mIoU': '45.2'}
-    assert published['semfpn_effformerv2_s0'] == {}
-    assert published['effformer_l1'] == {
-        'GMACs': '1.3', 'Top 1 Accuracy': '80.2', 'Top 1 Accuracy 300 Epochs': '79.2'}
-    assert published['effformerv2_s0']['GMACs'] == '0.40'
-
-
 # Measured figures -----------------------------------------------------------------------------
 
 
@@ -180,8 +166,6 @@ def test_tool_prints_and_saves_the_report(work_dirs, tmp_path):
     assert saved['measurements'][2]['figures']['GMACs'] == pytest.approx(20.03, abs=.01)
 
 
-@pytest.mark.parametrize('options, message', [
-    (['nowhere'], 'report.py: nowhere is not a folder'),
-    (['--models', 'l9'], '--models l9: no such model; choose from maskrcnn_resnet18, ')])
-def test_tool_explains_mistakes(options, message):
-    assert message in run('tools/analysis_tools/report.py', *options, expect=None)
+def test_tool_explains_mistakes():
+    assert '--models l9: no such model; choose from maskrcnn_resnet18, ' in run(
+        'tools/analysis_tools/report.py', '--models', 'l9', expect=None)

@@ -103,9 +103,6 @@ def test_an_interrupted_measurement_resumes(machine, tmp_path):
     measure(open_table(path, new_header(**TINY)), path)
     assert machine.opened == ['stem 16', 'MB3D stage4 16']
     assert LatencyTable.load(path).check is None  # it was of other entries
-    machine.opened.clear()
-    measure(open_table(path, new_header(**TINY)), path)
-    assert machine.opened == []
 
 
 def test_other_settings_do_not_mix(tmp_path):
@@ -152,14 +149,6 @@ def test_disturbed_timers_are_timed_again():
     assert found['calm'] == (2, 2, 2) and found['disturbed'] == (3, 3, 3)
     assert found['never calm'].median == 2.5
     assert calls == {'calm': 3, 'disturbed': 6, 'never calm': 9}
-
-
-def test_networks_are_measured_at_the_speed_of_the_table(machine):
-    header = dict(new_header(**TINY), reference_ms=10.)
-    found = measure_networks({'a': ARCHS['l1'], 'b': ARCHS['l3']}, header, 5)
-    for name, arch in dict(a='l1', b='l3').items():
-        expected = sum(map(simulated_ms, parts(ARCHS[arch]))) * 10 / REFERENCE_MS
-        assert found[name].median == pytest.approx(expected)
 
 
 def test_check_of_an_exact_table(machine, tmp_path):

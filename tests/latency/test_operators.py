@@ -1,21 +1,10 @@
 """Kinds of operators in small networks, as reported by the profilers of the runtimes."""
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
 from mmeffformer.latency import operators
 from mmeffformer.latency.candidates import Candidate, Setting, make
-from mmeffformer.latency.operators import (
-    KINDS,
-    bars,
-    kind_of,
-    kinds_by_shape,
-    medians,
-    profiler,
-    table,
-)
 
 SETTING = Setting((64, 64))
 ALL = pytest.mark.parametrize('runtime', operators.RUNTIMES)
@@ -51,7 +40,7 @@ class Pooling(nn.Module):
 def profiled(network, runtime, folder):
     torch.manual_seed(0)
     candidate = Candidate('timm:small', runtime)  # exported unchanged
-    call, profile = profiler(network, candidate, SETTING, folder)
+    call, profile = operators.profiler(network, candidate, SETTING, folder)
     call()
     return profile(5)
 
@@ -65,7 +54,7 @@ def profiled(network, runtime, folder):
 ], ids=lambda value: getattr(value, '__name__', ''))
 def test_kinds_of_small_networks(network, present, absent, runtime, tmp_path):
     kinds = profiled(network(), runtime, tmp_path)
-    assert [*kinds] == [*KINDS] and sum(kinds.values()) > 0
+    assert [*kinds] == [*operators.KINDS] and sum(kinds.values()) > 0
     assert all(kinds[kind] > 0 for kind in present), kinds
     assert all(kinds[kind] == 0 for kind in absent), kinds
     if network is ConvNet:  # exported files have both fused
@@ -84,19 +73,16 @@ def test_kinds_add_up_to_the_call(runtime, tmp_path, monkeypatch):
         assert sum(kinds.values()) == pytest.approx(sum(times[-1][-5:]) / 5)
 
 
-@pytest.mark.parametrize('operator, kind', [
-    ('aten::_slow_conv2d_forward', 'convolution'), ('mkldnn::_convolution_pointwise',
-                                                    'convolution'),
-    ('GroupConvolution', 'convolution'), ('Convert', 'reshape'), ('Gemm', 'linear'),
-    ('FullyConnected', 'linear'), ('aten::upsample_bilinear2d', 'other'), ('Resize', 'other'),
-    ('aten::native_batch_norm', 'norm'), ('MVN', 'norm'), ('LayerNormalization', 'norm'),
-    ('aten::gelu', 'activation'), ('HSwish', 'activation'), ('aten::hardtanh_', 'activation'),
-    ('AveragePool', 'pooling'), ('aten::_adaptive_avg_pool2d', 'pooling'),
-    ('aten::addmm', 'attention products'), ('FusedMatMul', 'attention products'),
-    ('aten::_softmax', 'attention products'), ('aten::copy_', 'reshape'), ('aten::t', 'reshape'),
-    ('VariadicSplit', 'reshape'), ('ReorderInput', 'reshape'), ('aten::add', 'other')])
-def test_kinds_by_type(operator, kind):
-    assert kind_of(operator) == kind
+@pytest.mark.parametrize('kind, types', {
+    'convolution': ['aten::_slow_conv2d_forward', 'mkldnn::_convolution_pointwise',
+                    'GroupConvolution'],
+    'linear': ['Gemm', 'FullyConnected'], 'norm': ['MVN', 'LayerNormalization'],
+    'activation': ['HSwish', 'aten::hardtanh_'], 'pooling': ['aten::_adaptive_avg_pool2d'],
+    'attention products': ['aten::addmm', 'FusedMatMul', 'aten::_softmax'],
+    'reshape': ['Convert', 'aten::copy_', 'aten::t', 'VariadicSplit', 'ReorderInput'],
+    'other': ['aten::upsample_bilinear2d', 'Resize', 'aten::add']}.items())
+def test_kinds_by_type(kind, types):
+    assert {each: operators.kind_of(each) for each in types} == dict.fromkeys(types, kind)
 
 
 @pytest.mark.parametrize('model, embeddings, linears', [
@@ -105,29 +91,13 @@ def test_kinds_by_type(operator, kind):
     ('timm:resnet50', 7, 0)])  # the stem, and two in the first block of each later stage
 def test_layers_that_shapes_identify(model, embeddings, linears):
     network = make(Candidate(model), (64, 64))[0].eval()
-    found = [*kinds_by_shape(network, torch.randn(1, 3, 64, 64)).values()]
+    found = [*operators.kinds_by_shape(network, torch.randn(1, 3, 64, 64)).values()]
     assert found.count('patch embedding') == embeddings and found.count('linear') == linears
-
-
-def test_run_reports_failures_and_continues(tmp_path, monkeypatch):
-    def small_profiler(network, candidate, setting, folder):
-        if network == 'broken':
-            raise RuntimeError('no\nway')
-        return partial(sum, range(100)), lambda repeats: dict.fromkeys(KINDS, 1.)
-
-    monkeypatch.setattr(operators, 'make', lambda candidate, shape: (candidate.model, ''))
-    monkeypatch.setattr(operators, 'profiler', small_profiler)
-    results = operators.run([Candidate('broken'), Candidate('l1')], SETTING, 3, 0, tmp_path)
-    broken, l1 = results['candidates']
-    assert broken['error'] == 'RuntimeError: no\nway' and not broken['samples_ms']
-    assert len(l1['samples_ms']) == len(l1['kinds']) == results['header']['rounds_done'] == 3
-    assert medians(l1) == dict.fromkeys(KINDS, 1.)
-    assert (tmp_path / 'results.json').is_file()
 
 
 def entry(name, kinds, samples_ms, error=None):
     return dict(name=name, runtime='pytorch', error=error, samples_ms=samples_ms, kinds=[
-        {kind: kinds.get(kind, [0.] * len(samples_ms))[i] for kind in KINDS}
+        {kind: kinds.get(kind, [0.] * len(samples_ms))[i] for kind in operators.KINDS}
         for i in range(len(samples_ms))])
 
 
@@ -136,10 +106,11 @@ def test_the_table_marks_sums_that_differ():
     bad = entry('b', {'convolution': [12., 12., 12.]}, [10., 10., 10.])
     failed = entry('c', {}, [], error='RuntimeError: no\nway')
     results = dict(candidates=[good, bad, failed])
-    columns, rows = table(results)
+    columns, rows = operators.table(results)
     row = dict(zip(columns, rows[0]))
     assert row['convolution'] == '8.00 (80%)' and row['norm'] == '2.00 (20%)'
     assert (row['linear'], row['sum'], row['whole'], row['ratio']) == ('–', '10.0', '10.0', '1.00')
     assert dict(zip(columns, rows[1]))['ratio'] == '1.20 !'
     assert rows[2][:2] == ['c', 'failed: RuntimeError: no way']
-    assert [*bars(results, 'pytorch')] == ['a', 'b'] and bars(results, 'onnx') == {}
+    assert [*operators.bars(results, 'pytorch')] == ['a', 'b']
+    assert operators.bars(results, 'onnx') == {}

@@ -1,5 +1,4 @@
 """Configs and weights of the networks found, in a segmentor, a classifier and a detector."""
-import json
 from itertools import product
 
 import cv2
@@ -14,7 +13,7 @@ from support.helpers import assert_close, made_up_table
 
 from mmeffformer import EfficientFormer
 from mmeffformer.datasets import write_coco
-from mmeffformer.search.result import arch_dict, finish, write_network
+from mmeffformer.search.result import finish, write_network
 from mmeffformer.search.search import Search, Share
 from mmeffformer.utils.registry import MODELS
 
@@ -136,13 +135,3 @@ def test_config_and_weights_are_those_evaluated(slimmed, config, tmp_path):
     with torch.no_grad(), search.evaluation.installed(steps[-1].network) as model:
         logits = [each(data['inputs'], mode='tensor') for each in (runner.model.eval(), model)]
     assert_close(logits[:1], logits[1:], 1e-4)
-
-
-def test_journal_and_plot(slimmed, config):
-    search, steps = slimmed
-    written = json.loads((search.work_dir / 'journal.json').read_text())
-    arch = steps[-1].network.arch
-    assert written['arch'] == arch_dict(arch) == dict(
-        widths=list(arch.widths), depths=list(arch.depths),
-        attention_blocks=list(arch.attention_blocks))
-    assert cv2.imread(str(search.work_dir / 'path.png')).shape[1] > 600

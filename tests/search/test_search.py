@@ -1,6 +1,4 @@
 """A whole search in a segmentor: its path, its corrections, its journal."""
-import json
-import shutil
 
 import pytest
 import torch
@@ -79,28 +77,10 @@ def test_nearest_of_several_paths_counts(restart, monkeypatch):
     assert_repeated(restart, 12., steps, search.correction)
 
 
-def test_journal(slimmed):
-    search, steps = slimmed
-    written = json.loads((search.work_dir / 'journal.json').read_text())
-    assert written['metric'] == 'mIoU' and written['settings']['target'] == 9
-    assert [step['network'] for step in written['steps']] == [s.network.key() for s in steps]
-    assert written['accuracies'] == search.journal.accuracies
-    assert written['evaluations'] == len(written['accuracies'])
-
-
 def test_other_searches_in_the_same_folder_are_refused(trained, slimmed):
     config, checkpoint, table = trained
     with pytest.raises(ValueError, match='target 9.0 there, 8 now'):
         Search(config(slimmed[0].work_dir), checkpoint, table, 8, batches=2)
-
-
-def test_damaged_ranking(slimmed, restart, tmp_path):
-    search = restart(9.)
-    shutil.copy(slimmed[0].cfg.work_dir + '/channels.pth', tmp_path)
-    assert search._ranking().keys() == search.evaluation.ranking.keys()
-    (tmp_path / 'channels.pth').write_bytes(b'PK\x03\x04')
-    with pytest.raises(ValueError, match='channels.pth is a broken or truncated torch file'):
-        search._ranking()
 
 
 def test_supernet_is_not_changed(trained, slimmed):

@@ -84,10 +84,3 @@ def test_broken_journals_are_refused(tmp_path, text):
     with pytest.raises(ValueError, match='not the journal of a search'):
         Journal(tmp_path / 'journal.json', {})
     assert (tmp_path / 'journal.json').read_text() == text
-
-
-def test_journals_of_other_searches_are_refused(tmp_path):
-    Journal(tmp_path / 'journal.json', dict(target_ms=4., table='a')).save()
-    Journal(tmp_path / 'journal.json', dict(target_ms=4., table='a'))
-    with pytest.raises(ValueError, match="table 'a' there, 'b' now"):
-        Journal(tmp_path / 'journal.json', dict(target_ms=4., table='b'))

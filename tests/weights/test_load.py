@@ -149,17 +149,6 @@ def test_nothing_is_loaded_when_resampling_fails(monkeypatch):
     refused(build(2, bias_grid=25), as_layout(build(1)), 'not implemented', RuntimeError)
 
 
-@torch.no_grad()
-def test_bias_cached_in_eval_expires():
-    source, net = build(1), build(1)
-    x = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    source.state_dict()[TABLE][:, 0, 0] = 20.  # every token attends to itself
-    before = net(x)[-1]
-    load_weights(net, as_layout(source))
-    assert (net(x)[-1] - before).abs().max() > 1e-5
-    assert torch.equal(net(x)[-1], source(x)[-1])
-
-
 @pytest.mark.parametrize('prefix', [None, 'backbone.'])
 def test_init_cfg_loads_the_same(tmp_path, prefix):
     source = build(1, out_norm_cfg=None)

@@ -1,6 +1,4 @@
-"""mmengine and the tools load checkpoints through the safe reader."""
-import runpy
-import sys
+"""mmengine loads checkpoints through the safe reader."""
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,11 +14,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmseg.apis import init_model
 from support.attacks import attack, refusal
-from support.helpers import ROOT, made_up_table, run_code
+from support.helpers import ROOT, run_code
 from torch import nn
 
 from mmeffformer import EfficientFormer, load_weights
-from mmeffformer.datasets import write_ade20k
 from mmeffformer.utils.registry import MODELS
 from mmeffformer.weights import safe_loading
 from mmeffformer.weights.compatibility import load_compatible
@@ -28,7 +25,6 @@ from mmeffformer.weights.conversion import transfer_backbone, transfer_model
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1), attention_blocks=(0, 0, 0, 1))
 CONFIG = ROOT / 'tests/data/semfpn_tiny.py'
-SUPERNET = ROOT / 'tests/data/semfpn_super_tiny.py'
 
 
 @pytest.fixture(autouse=True)
@@ -101,40 +97,6 @@ def test_no_place_runs_code_in_a_file(place, tmp_path):
     assert not marker.exists()
 
 
-@pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    """A data set and a latency table for the tools."""
-    folder = tmp_path_factory.mktemp('drawn')
-    write_ade20k(folder, train=2, val=1, size=(64, 96), progress=False)
-    made_up_table(folder / 'table.json', (64, 96), (16, 32, 48, 48), lambda part: 1.)
-    return folder
-
-
-TOOLS = {
-    'train': '{config} --resume {file} --data-root {data} --work-dir {out}',
-    'test': '{config} {file} --data-root {data} --work-dir {out}',
-    'infer': '{config} {file} {data}/images/validation --out-dir {out}',
-    'export': '{config} {file} --to onnx --shape 64 96 --out {out}/a.onnx',
-    'convert_checkpoint': '{file} --config {config} --out {out}',
-    'slim': '{supernet} {file} --table {data}/table.json --target 50% --data-root {data} '
-            '--work-dir {out}',
-}
-
-
-@pytest.mark.parametrize('tool', TOOLS)
-def test_tools_report_the_refusal(tool, drawn, tmp_path, monkeypatch):
-    path, marker = tmp_path / 'unknown.pth', tmp_path / 'marker'
-    attack(path, marker)
-    arguments = TOOLS[tool].format(config=CONFIG, supernet=SUPERNET, file=path, data=drawn,
-                                   out=tmp_path / 'out').split()
-    script, = (ROOT / 'tools').rglob(f'{tool}.py')
-    monkeypatch.setattr(sys, 'argv', [script.name, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(script), run_name='__main__')
-    assert f'{path} was refused: it asks for posix.mkdir' in str(ended.value)
-    assert not marker.exists() and not list(tmp_path.glob('out/*.onnx'))
-
-
 def test_mmengine_is_changed_by_an_explicit_call_only():
     run_code('from mmengine.runner import CheckpointLoader\n'
              'before = dict(CheckpointLoader._schemes)\n'
@@ -177,14 +139,24 @@ def test_names_that_mmengine_knows_are_read_safely(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('supported', sorted({False, safe_loading.SAFE_GLOBALS_SUPPORTED}))
-def test_a_training_resumes_with_its_log(tmp_path, monkeypatch, supported):
+def test_a_training_resumes_with_its_log_and_without_its_config(tmp_path, monkeypatch, supported):
+    """mmengine would execute a config's text on resuming, or in an inferencer without a config."""
     monkeypatch.setattr(safe_loading, 'SAFE_GLOBALS_SUPPORTED', supported)
     work_dir, again_dir = tmp_path / f'first_{supported}', tmp_path / f'again_{supported}'
     first = toy_runner(work_dir, train_cfg=dict(by_epoch=True, max_epochs=1))
     first.train()
     logged = first.message_hub.get_scalar('train/loss')
-    again = toy_runner(again_dir, load_from=str(work_dir / 'epoch_1.pth'), resume=True)
+    marker, path = tmp_path / 'marker', str(tmp_path / 'a.pth')
+    made = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
+    code = f'import os\nos.mkdir({str(marker)!r})\nmodel = dict()\n'
+    made['meta'].update(config=code, cfg=code)
+    assert 'cfg' in made['message_hub']['runtime_info']
+    made['message_hub']['runtime_info']['cfg'] = code
+    torch.save(made, path)
+
+    again = toy_runner(again_dir, load_from=path, resume=True)
     again.load_or_resume()
+    assert again.message_hub.get_info('cfg') != code
     history = again.message_hub.get_scalar('train/loss')
     assert type(history) is HistoryBuffer and history is not logged
     assert np.array_equal(history.data[0], logged.data[0]) and len(history.data[0]) == 4
@@ -197,21 +169,6 @@ def test_a_training_resumes_with_its_log(tmp_path, monkeypatch, supported):
     saved = torch.load(again_dir / 'epoch_2.pth', weights_only=False)
     values = saved['message_hub']['log_scalars']['train/loss'].data[0]
     assert len(values) == 8 and np.array_equal(values[:4], logged.data[0])
-
-
-def test_a_config_in_a_checkpoint_is_not_run(tmp_path):
-    """mmengine would execute its text on resuming, or in an inferencer without a config."""
-    marker, path = tmp_path / 'marker', str(tmp_path / 'a.pth')
-    toy_runner(tmp_path / 'work', train_cfg=dict(by_epoch=True, max_epochs=1)).train()
-    made = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)
-    code = f'import os\nos.mkdir({str(marker)!r})\nmodel = dict()\n'
-    made['meta'].update(config=code, cfg=code)
-    assert 'cfg' in made['message_hub']['runtime_info']
-    made['message_hub']['runtime_info']['cfg'] = code
-    torch.save(made, path)
-    runner = toy_runner(tmp_path / 'again')
-    runner.resume(path)
-    assert runner.iter == 4 and runner.message_hub.get_info('cfg') != code
     with pytest.raises(ValueError, match='Cannot find the config in the checkpoint'):
         BaseInferencer._init_model(None, ConfigDict(), path)
     assert not marker.exists()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.optim import OptimWrapper
 from safetensors.torch import save_file
 from support import attacks
 from support.attacks import Runs, refusal
@@ -158,18 +157,6 @@ def test_dtypes_cannot_claim_to_hold_objects(tmp_path, unpickler):
     for forged in (Array(), Scalar()):
         torch.save({'a': forged}, tmp_path / 'a.pth')
         assert 'it holds a numpy array of other values than numbers' in refusal(tmp_path / 'a.pth')
-
-
-def test_optimizers_are_read(tmp_path, unpickler):
-    weight = nn.Parameter(torch.ones(3))
-    wrapper = OptimWrapper(torch.optim.AdamW([weight], amsgrad=True))
-    wrapper.update_params((weight ** 2).sum())
-    torch.save(training(optimizer=wrapper.state_dict()), tmp_path / 'a.pth')
-    read = read_checkpoint(tmp_path / 'a.pth')['optimizer']
-    other = OptimWrapper(torch.optim.AdamW([nn.Parameter(torch.ones(3))], amsgrad=True))
-    other.load_state_dict(read)
-    for key, value in wrapper.state_dict()['state'][0].items():
-        assert torch.equal(other.state_dict()['state'][0][key], value)
 
 
 def test_weights_of_an_unknown_model_must_be_finite_but_masks_need_not():
