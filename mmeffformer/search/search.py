@@ -1,5 +1,6 @@
 """The search in a trained supernet for a network of a given latency."""
 import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Tuple
@@ -55,7 +56,8 @@ class Search:
         cfg = cfg.copy()
         cfg.pop('work_dir')  # results do not depend on it
         self.journal = Journal(self.work_dir / 'journal.json', dict(
-            config=_digest(cfg.pretty_text.encode()),
+            # Not pretty_text, whose format may differ between processes.
+            config=_digest(json.dumps(cfg.to_dict(), sort_keys=True, default=repr).encode()),
             checkpoint=_digest(Path(checkpoint).read_bytes()),
             table=_digest(Path(table).read_bytes()),
             target=f'{100 * target:g} %' if isinstance(target, Share) else target,
