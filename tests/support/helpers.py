@@ -94,6 +94,7 @@ def made_up_table(path, shape, max_widths: Sequence[int], ms: Callable[..., floa
 
 def cache_published_l1(torch_home: Path):
     """Save weights of L1 with the name and layout of the published ones, as if downloaded."""
+    torch.manual_seed(0)  # whatever ran before
     backbone = EfficientFormer('l1', out_norm_cfg=None)
     state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'mmpretrain')
     folder = torch_home / 'hub/checkpoints'
