@@ -22,7 +22,7 @@ from mmeffformer.apis.options import (
     require_file,
 )
 from mmeffformer.apis.report import record_evaluation
-from mmeffformer.datasets import check_annotations, check_dataset
+from mmeffformer.datasets import check_dataset
 from mmeffformer.deploy.evaluation import ExportedModel
 from mmeffformer.deploy.runtimes import ExportedFile
 from mmeffformer.engine.launch import exit_distributed, is_local_main_process
@@ -43,6 +43,8 @@ def parse_args() -> Namespace:
                         help='fuse the model first; the metrics stay the same')
     parser.add_argument('--out', help='also save the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='also save pictures of the predictions to this folder')
+    parser.add_argument('--no-check', action='store_true',
+                        help='do not check the data before the evaluation')
     parser.add_argument('--at-least', nargs='+', default=[], metavar='METRIC=VALUE',
                         type=parse_floor, help='exit with an error if a metric is lower')
     args = parser.parse_args()
@@ -67,8 +69,6 @@ def parse_floor(word: str) -> Tuple[str, float]:
 def prepare_config(cfg: Config, args: Namespace) -> None:
     """Check the data and apply the options to the config."""
     check_dataset(cfg, splits=('test',))
-    if is_local_main_process(args.launcher):
-        check_annotations(cfg, splits=('test',))
     if 'backbone' in cfg.model:  # the checkpoint has all weights, so none are fetched
         cfg.model.backbone.init_cfg = None
     if args.deploy:
@@ -95,6 +95,8 @@ def main():
             runner.model = ExportedModel(unwrap_model(runner.model), exported)
         else:
             check_compatible(runner.model, args.checkpoint)
+        if not args.no_check and is_local_main_process(args.launcher):
+            runner.check_data(('test', ))
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
     with exit_on_error(TrainingStopped):

@@ -11,7 +11,7 @@ from mmeffformer.apis.options import (
     load_config,
     require_file,
 )
-from mmeffformer.datasets import check_annotations, check_dataset
+from mmeffformer.datasets import check_dataset
 from mmeffformer.engine.checkpoints import newest_checkpoint
 from mmeffformer.engine.launch import exit_distributed, is_local_main_process
 from mmeffformer.engine.runner import Runner
@@ -30,6 +30,8 @@ def parse_args() -> Namespace:
                         help='train in mixed precision; float16 needs a GPU')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate from the recipe's batch size to the actual")
+    parser.add_argument('--no-check', action='store_true',
+                        help='do not check the data before training')
     args = parser.parse_args()
     if args.amp == 'float16' and not torch.cuda.is_available():
         parser.error('--amp float16 needs a GPU, and torch finds none here; use --amp bfloat16')
@@ -55,8 +57,6 @@ def prepare_config(cfg: Config, args: Namespace) -> Optional[str]:
                              'its learning rate; add auto_scale_lr=dict(base_batch_size=)')
         cfg.auto_scale_lr.enable = True
     check_dataset(cfg, splits=('train', 'val'))
-    if is_local_main_process(args.launcher):
-        check_annotations(cfg, splits=('train', 'val'))
     return checkpoint
 
 
@@ -76,6 +76,8 @@ def main():
         runner = Runner.from_cfg(cfg)
         if checkpoint:
             check_compatible(runner.model, checkpoint)
+        if not args.no_check and is_local_main_process(args.launcher):
+            runner.check_data(('train', 'val'))
     with exit_on_error(TrainingStopped):
         runner.train()
     exit_distributed()

@@ -1,170 +1,211 @@
-"""Tell what is missing of a data set before a model is built for it."""
-import os
-import os.path as osp
+"""Checks of the data that a config names, as the model, the loss and the metrics see them."""
+import io
+import random
+from collections import Counter
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
-from .shapes import CATEGORIES, SEG_CLASSES
+import numpy as np
+import torch
+from mmengine import DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
 
-# Where a data set type comes from, and the layout of make_shapes.py that can stand in for it.
-SOURCES = {
-    'CocoDataset': ('COCO 2017, from https://cocodataset.org/#download', 'coco2017'),
-    'ADE20KDataset': ('ADE20K, from http://data.csail.mit.edu/places/ADEchallenge/'
-                      'ADEChallengeData2016.zip', 'ade20k'),
-}
-DRAWN = {CATEGORIES: 'coco', SEG_CLASSES: 'ade20k'}  # classes -> layout
+from .agreement import (
+    build_model,
+    check_batches,
+    check_heads,
+    check_loader,
+    check_metrics,
+    check_palette,
+    heads_of,
+    labels_of,
+)
+from .ground_truth import LIMIT, check_best_figures, metric_cfgs
+from .guarded import ADVICE, GuardedDataset, explain
+from .samples import Listing, Sample, observed_datasets, own_pipelines, read_samples
+
+SHARE = 0.1  # of the objects; where more are left out, a warning gives the reasons
+SHOWN = 10  # files that a list of errors names
+Progress = Callable[[str, int, int], Any]
 
 
-def check_dataset(cfg, splits=('train', 'val')):
-    """Check that the files and folders which a config's data sets name exist.
+@dataclass
+class Report:
+    """What a check found. Training fails or is wrong with ``errors``."""
+    errors: List[str] = field(default_factory=list)
+    warnings: List[str] = field(default_factory=list)
+    notes: List[str] = field(default_factory=list)
 
-    Looks at ``data_root``, ``ann_file`` and ``data_prefix`` of every data set in the dataloaders,
-    wrapped ones included, and at ``ann_file`` of the evaluators. What is not on the local disk is
-    not checked, and neither is what a data set type names otherwise.
+    def __str__(self) -> str:
+        lines = [f'{kind}: {text}' for kind, texts in (
+            ('note', self.notes), ('warning', self.warnings), ('error', self.errors))
+            for text in texts]
+        return '\n'.join([*lines, f'errors: {len(self.errors)}, warnings: {len(self.warnings)}'])
+
+
+def check_data(cfg: Any, splits: Sequence[str] = ('train', 'val'), limit: Optional[int] = None,
+               workers: int = 2, progress: Optional[Progress] = None,
+               model: Optional[nn.Module] = None,
+               loaders: Optional[Dict[str, Callable[[], DataLoader]]] = None) -> Report:
+    """Check the data sets, the model and the evaluators of a config together.
+
+    Each data set is built as the Runner builds it. Its samples go through their own pipeline, and
+    their ground truth through the evaluator as perfect predictions.
 
     Args:
-        cfg (mmengine.Config | dict): A config of mmdet or mmseg for training or testing.
-        splits (Sequence[str]): Of 'train', 'val' and 'test', those that will be used.
-
-    Raises:
-        FileNotFoundError: If something is missing; the message tells all that is, the expected
-            tree of folders, and what to do.
+        cfg (mmengine.Config): A config of mmdet or mmseg.
+        splits: Of 'train', 'val' and 'test'; those that the config lacks are skipped.
+        limit: Number of samples of each data set, at equal distances; by default all. With a
+            limit, evaluators of more than :data:`LIMIT` images are left out.
+        workers: Processes that prepare samples, at least 1.
+        progress: Called with the step, and the number of samples done and of all.
+        model: The model of the config, if it is built.
+        loaders: Split -> function that builds its loader, by default that of mmengine's Runner.
     """
-    leaves = [leaf for split in splits
-              for leaf in _leaves(_get(cfg, f'{split}_dataloader', 'dataset'),
-                                  f'{split}_dataloader.dataset')]
-    evaluators = [leaf for split in splits
-                  for leaf in _leaves(_get(cfg, f'{split}_evaluator'), f'{split}_evaluator')]
-    paths = {}  # absolute path -> (config key, is a folder)
-    for key, leaf in leaves:
-        for name, path, folder in _paths(leaf):
-            paths.setdefault(osp.abspath(path), (f'{key}.{name}', folder))
-    for key, leaf in evaluators:
-        for name, path, folder in _paths(dict(leaf, data_root=None, data_prefix=None)):
-            paths.setdefault(osp.abspath(path), (f'{key}.{name}', folder))
-    missing = {path: (key, problem) for path, (key, folder) in paths.items()
-               if (problem := _problem(path, folder))}
-    # Where a folder is missing, what would be in it goes without saying.
-    missing = {path: why for path, why in missing.items()
-               if not any(_below(path, other) for other in missing)}
-    if missing:
-        raise FileNotFoundError(_message(missing, paths, leaves, evaluators))
+    report, seen = Report(), []
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), _kept_random_states():
+        try:
+            model = model or build_model(cfg)
+        except Exception as error:  # any that a part may have
+            report.errors.append(explain('the model cannot be built', error))
+            return report
+        for split in splits:
+            key, loader_cfg = f'{split}_dataloader', cfg.get(f'{split}_dataloader')
+            parts = (loader_cfg, cfg.get(f'{split}_evaluator'))
+            if not loader_cfg or parts in seen:
+                continue
+            seen.append(parts)
+            build = (loaders or {}).get(split) or (
+                lambda given=loader_cfg: Runner.build_dataloader(given, seed=0))
+            with observed_datasets() as listings, redirect_stdout(io.StringIO()):
+                try:
+                    loader = build()
+                except Exception as error:  # any that a data set may have
+                    _report_listings(listings, key, report, error)
+                    continue
+            _report_listings(listings, key, report)
+            _check_split(cfg, split, loader, model, limit, workers, progress, report)
+    return report
 
 
-def _get(node, *keys):
-    for key in keys:
-        node = node.get(key) if hasattr(node, 'get') else None
-    return node
+def _report_listings(listings: Sequence[Listing], key: str, report: Report,
+                     error: Optional[Exception] = None) -> None:
+    empty = False
+    for listing in listings:
+        dataset = listing.dataset
+        kind = type(dataset).__name__
+        classes = getattr(dataset, '_metainfo', {}).get('classes') or ()
+        if listing.broken:
+            shown = [explain(name, cause) for name, cause in listing.broken[:SHOWN]]
+            more = len(listing.broken) - len(shown)
+            report.errors.append(f'{key}: {kind} cannot read {len(listing.broken)} entries: '
+                                 + '; '.join(shown) + (f'; and {more} more' if more else ''))
+        if listing.categories is not None and listing.categories != [*classes]:
+            missing = [name for name in classes if name not in listing.categories]
+            report.errors.append(f'{key}: ' + (
+                f'{dataset.ann_file} has no category {", ".join(map(repr, missing))}, so that the '
+                'labels of the classes after it shift' if missing else
+                f'the classes {(*classes, )} are in another order than the categories of '
+                f'{dataset.ann_file}, {(*listing.categories, )}, by which labels are numbered')
+                + '. Correct metainfo.classes')
+        if listing.images and not listing.kept:
+            empty = True
+            report.errors.append(
+                f'{key}: none of the {listing.images} images of {kind} is left. No image has an '
+                f'object of these classes ({", ".join(map(str, classes[:5]))}), or filter_cfg='
+                f'{dict(getattr(dataset, "filter_cfg", None) or {})} leaves all out')
+        left_out = listing.annotations - listing.objects
+        if left_out > SHARE * listing.annotations and listing.images:
+            report.warnings.append(
+                f'{key}: {left_out:,} of {listing.annotations:,} annotations are left out: of no '
+                'class of the config, below 1 px, without area, outside their image, or ignored')
+        if listing.images - listing.kept > SHARE * listing.images and listing.kept:
+            report.warnings.append(
+                f'{key}: filter_cfg={dict(getattr(dataset, "filter_cfg", None) or {})} leaves out '
+                f'{listing.images - listing.kept:,} of {listing.images:,} images')
+    if error is not None and not empty and not any(item.broken for item in listings):
+        report.errors.append(explain(f'{key}.dataset cannot be built', error))
 
 
-def _leaves(node, key):
-    """(config key, dict) of each data set or evaluator that wraps no others."""
-    if isinstance(node, (list, tuple)):
-        for i, item in enumerate(node):
-            yield from _leaves(item, f'{key}.{i}')
-    elif isinstance(node, dict):
-        inner = [name for name in ('dataset', 'datasets', 'metrics')
-                 if any(isinstance(item, dict) for item in _list(node.get(name)))]
-        for name in inner:
-            yield from _leaves(node[name], f'{key}.{name}')
-        if not inner:
-            yield key, node
-
-
-def _paths(leaf):
-    """(name in the config, path, is a folder) of all that a data set reads, its root first."""
-    backend = leaf.get('backend_args') or leaf.get('file_client_args') or {}
-    if backend.get('backend', 'local') not in ('local', 'disk'):
+def _check_split(cfg: Any, split: str, loader: DataLoader, model: nn.Module,
+                 limit: Optional[int], workers: int, progress: Optional[Progress],
+                 report: Report) -> None:
+    key, dataset = f'{split}_dataloader', loader.dataset
+    while isinstance(dataset, GuardedDataset):
+        dataset = dataset.dataset
+    meta = getattr(dataset, 'metainfo', {})
+    report.errors += [error for error in check_heads(model, meta.get('classes'), f'{split} data')
+                      if error not in report.errors]
+    report.errors += check_loader(loader, key)
+    report.warnings += check_palette(meta.get('classes'), meta.get('palette'), f'{key}.dataset')
+    for source in own_pipelines(dataset):
+        samples = []
+        for sample in read_samples(source, labels_of(heads_of(model)), limit, workers):
+            samples.append(sample)
+            if progress:
+                progress(f'{split}: preparing samples', len(samples),
+                         min(limit or len(source), len(source)))
+        _report_samples(samples, meta.get('classes') or (), key, split == 'train',
+                        len(samples) == len(source), report)
+        report.errors += check_batches(model, loader, source, samples, key, split == 'train')
+    evaluator = cfg.get(f'{split}_evaluator')
+    if split == 'train' or not evaluator:
         return
-    root = leaf.get('data_root')
-    root = root if _is_path(root) else ''
-    named = [('data_root', root, True)] if root else []
-    named += [('ann_file', path, False) for path in _list(leaf.get('ann_file'))]
-    prefix = leaf.get('data_prefix')
-    named += ([(f'data_prefix.{name}', path, True) for name, path in prefix.items()]
-              if isinstance(prefix, dict) else [('data_prefix', prefix, True)])
-    for name, path, folder in named:
-        if _is_path(path):
-            # As mmengine does: relative paths start at data_root.
-            path = path if name == 'data_root' else osp.join(root, path)
-            if '://' not in path:
-                yield name, path, folder
+    key = f'{split}_evaluator'
+    report.errors += check_metrics(model, metric_cfgs(evaluator), key)
+    if limit and len(dataset) > LIMIT:
+        report.notes.append(f'{key}: the ground truth of {len(dataset):,} images is not evaluated '
+                            f'here; {ADVICE}')
+        return
+    if progress:
+        progress(f'{split}: evaluating the ground truth', 0, 0)
+    errors, warnings, notes = check_best_figures(evaluator, dataset, key)
+    report.errors += errors
+    report.warnings += warnings
+    report.notes += notes
 
 
-def _is_path(value):
-    return isinstance(value, (str, os.PathLike)) and str(value) != ''
+def _report_samples(samples: Sequence[Sample], classes: Sequence[str], key: str, training: bool,
+                    complete: bool, report: Report) -> None:
+    broken = [sample.error for sample in samples if sample.error]
+    report.errors += broken[:SHOWN]
+    if len(broken) > SHOWN:
+        report.errors.append(f'{key}: and {len(broken) - SHOWN:,} more samples')
+    left = sum((sample.left for sample in samples), Counter())
+    reasons = sum((sample.reasons for sample in samples), Counter())
+    usable = {label: number for label, number in left.items() if 0 <= label < len(classes)}
+    report.notes.append(f'{key}: {len(samples):,} samples; ' + ', '.join(
+        f'{classes[label]} {number:,}' for label, number in sorted(usable.items())))
+    if not training or not classes:
+        return
+    if not usable:
+        why = f' ({_listed(reasons)})' if reasons else ''
+        report.errors.append(f'{key}: no usable object is left in {len(samples):,} samples{why}: '
+                             'training would learn nothing')
+    elif sum(reasons.values()) > SHARE * (count := sum(sample.given for sample in samples)):
+        report.warnings.append(f'{key}: training leaves out {sum(reasons.values()):,} of '
+                               f'{count:,} objects ({_listed(reasons)})')
+    absent = [str(name) for label, name in enumerate(classes) if label not in usable]
+    if absent and usable and complete:
+        report.warnings.append(
+            f'{key}: there is no object of {", ".join(absent[:10])}'
+            + (f' and {len(absent) - 10} more classes' if len(absent) > 10 else ''))
 
 
-def _list(value):
-    return value if isinstance(value, (list, tuple)) else [value]
+def _listed(reasons: Dict[str, int]) -> str:
+    return ', '.join(f'{name}: {number:,}' for name, number in reasons.items() if number)
 
 
-def _below(path, folder):
-    return path != folder and path.startswith(osp.join(folder, ''))
-
-
-def _problem(path, folder):
-    if not osp.exists(path):
-        return 'does not exist'
-    if folder and not osp.isdir(path):
-        return 'is not a folder'
+@contextmanager
+def _kept_random_states() -> Iterator[None]:
+    """Context manager: a training starts with the same random numbers with a check as without."""
+    states = random.getstate(), np.random.get_state()
     try:
-        if folder and next(os.scandir(path), None) is None:
-            return 'is empty'
-    except OSError as error:
-        return f'cannot be read ({error.strerror})'
-
-
-def _origin(leaf, root):
-    """Lines on where to get a data set."""
-    classes = _get(leaf, 'metainfo', 'classes')
-    kind = leaf.get('type')
-    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    source, layout = SOURCES.get(str(kind).split('.')[-1], (None, None))
-    if classes:  # then it is not the published data set
-        source, layout = None, DRAWN.get(tuple(classes))
-    draw = f'python tools/make_shapes.py {root} --layout {layout}'
-    if source:
-        return [f'Get it: {source}', f'or, to try things out, draw a stand-in: {draw}']
-    return [f'Draw it: {draw}'] if layout else []
-
-
-def _message(missing, paths, leaves, evaluators):
-    lines = ['The data set of this config is not there:']
-    lines += [f'  {path} {problem}  ({key})' for path, (key, problem) in missing.items()]
-    groups = {}  # data_root as written in the config -> data sets that miss something
-    for key, leaf in leaves:
-        mine = {osp.abspath(path) for _, path, _ in _paths(leaf)}
-        if _is_path(leaf.get('data_root')) and mine & missing.keys():
-            groups.setdefault(str(leaf['data_root']), []).append((key, leaf))
-    for root, members in groups.items():
-        base, here = osp.abspath(root), root.rstrip('/')
-        lines += ['', 'Expected:', osp.join(base, '')]
-        lines += _tree({tuple(osp.relpath(path, base).split(os.sep)): folder
-                        for path, (_, folder) in paths.items() if _below(path, base)})
-        lines += [''] + _origin(members[0][1], here)
-        if not osp.exists(base):
-            parent = osp.dirname(here)
-            lines += ['To link it from elsewhere:',
-                      (f'  mkdir -p {parent} && ' if parent else '  ') +
-                      f'ln -s /path/to/the/data {here}']
-        options = [f'{key}.data_root=/path/to/the/data' for key, _ in members]
-        options += [f'{key}.ann_file=/path/to/the/data/{osp.relpath(path, base)}'
-                    for key, leaf in evaluators for path in _list(leaf.get('ann_file'))
-                    if _is_path(path) and _below(osp.abspath(path), base)]
-        lines += ['To name another place when you start:', '  --cfg-options ' + ' '.join(options)]
-    if not groups:
-        lines += ['', 'To name another place when you start:', '  --cfg-options ' +
-                  ' '.join(f'{key}=/path/to/it' for key, _ in missing.values())]
-    return '\n'.join(lines)
-
-
-def _tree(entries, indent=''):
-    """Lines of a drawn tree. ``entries``: path as tuple of names -> is a folder."""
-    lines, names = [], sorted({path[0] for path in entries if path})
-    for name in names:
-        below = {path[1:]: folder for path, folder in entries.items()
-                 if path[:1] == (name, ) and len(path) > 1}
-        last = name == names[-1]
-        slash = '/' if below or entries.get((name, )) else ''
-        lines.append(f'{indent}{"└── " if last else "├── "}{name}{slash}')
-        lines += _tree(below, indent + ('    ' if last else '│   '))
-    return lines
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -4,7 +4,7 @@ mmengine resumes weights, optimizer and schedule, but not random numbers. It may
 half written after it has deleted the previous one.
 """
 from pathlib import Path
-from typing import Union
+from typing import Sequence, Union
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size, master_only
 from mmengine.hooks import Hook
@@ -13,7 +13,8 @@ from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from mmengine.runner.base_loop import BaseLoop
 
-from ..datasets.guarded import GuardedDataset
+from ..datasets import check_data
+from ..datasets.guarded import ADVICE, GuardedDataset
 from ..datasets.repeatable import RepeatableBatches, RepeatableDataset
 from ..utils.errors import TrainingStopped
 from ..utils.files import atomic_write
@@ -84,6 +85,28 @@ class Runner(_Runner):
                                [*map(_safe_hook, custom_hooks or [])])
         self.register_hook(SeedHook())
         self.register_hook(FiniteLossHook())
+
+    def check_data(self, splits: Sequence[str], limit: int = 200) -> None:
+        """Check the data sets that this runner will use: :func:`mmeffformer.datasets.check_data`.
+
+        Args:
+            splits: Of 'train', 'val' and 'test'.
+            limit: Number of samples of each.
+
+        Raises:
+            ValueError: Training or evaluation would fail, or be wrong.
+        """
+        report = check_data(
+            self.cfg, splits, limit, workers=1, model=unwrap_model(self.model),
+            loaders=dict(train=lambda: self.train_loop.dataloader,
+                         val=lambda: self.val_loop.dataloader,
+                         test=lambda: self.test_loop.dataloader))
+        for text in report.warnings:
+            self.logger.warning(text)
+        if report.errors:
+            raise ValueError('\n'.join([
+                'the data of this config cannot be used:', *(f'- {text}' for text in report.errors),
+                f'{ADVICE}; with --no-check it is used as it is']))
 
     @staticmethod
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False):

@@ -16,7 +16,7 @@ SIZE = (64, 96)
 NAN, INF = float('nan'), float('inf')
 
 
-def write_both(folder: Path):
+def write_both(folder: Path) -> Path:
     """Draw six images of training and two of validation in both layouts."""
     write_coco(folder / 'coco', 6, 2, SIZE, seed=2, progress=False)
     write_ade20k(folder / 'ade20k', 6, 2, SIZE, seed=2, progress=False)
@@ -60,27 +60,27 @@ def half_zeros(data: bytes) -> bytes:
     return data[:len(data) // 2] + bytes(len(data) - len(data) // 2)
 
 
-# (Change of the bytes of an image, None: deleted; kinds of fault that it makes.)
+# Change of the bytes of an image, None: deleted; part of the error, '' where there is none.
+FAILED = 'LoadImageFromFile failed on {}'
 IMAGES = {
-    'missing': (None, ['missing image']),
-    'zero bytes': (lambda data: b'', ['zero-byte image']),
-    'text': (lambda data: b'no image', ['unreadable image']),
-    'header only': (lambda data: data[:20], ['truncated image']),
-    'half': (lambda data: data[:len(data) // 2], ['truncated image']),
-    'without its last bytes': (lambda data: data[:-7], ['truncated image']),
-    'half zeros': (half_zeros, ['truncated image']),
-    'half a PNG': (lambda data: saved(opened(data), 'PNG')[:3000], ['truncated image']),
-    'EXIF': (lambda data: turned(opened(data), 6), ['EXIF rotation', 'image size']),
-    'smaller': (lambda data: saved(opened(data).resize((48, 32)), 'JPEG'), ['image size']),
-    # Handled
-    'grey': (lambda data: saved(opened(data).convert('L'), 'JPEG'), ['grey image']),
-    'CMYK': (lambda data: saved(opened(data).convert('CMYK'), 'JPEG'), ['CMYK image']),
-    '16-bit': (lambda data: encoded_16_bit(opened(data)), ['16-bit image']),
-    'alpha': (lambda data: saved(with_alpha(opened(data)), 'PNG'), ['alpha channel']),
+    'missing': (None, FAILED),
+    'zero bytes': (lambda data: b'', FAILED),
+    'text': (lambda data: b'no image', FAILED),
+    'header only': (lambda data: data[:20], FAILED),
+    'half': (lambda data: data[:len(data) // 2], FAILED),
+    'without its last bytes': (lambda data: data[:-7], FAILED),
+    'half a PNG': (lambda data: saved(opened(data), 'PNG')[:3000], FAILED),
+    'EXIF': (lambda data: turned(opened(data), 6), 'the image is (96, 64) px'),
+    'smaller': (lambda data: saved(opened(data).resize((48, 32)), 'JPEG'),
+                'the image is (32, 48) px (height, width), its annotations are for (64, 96)'),
+    # Legal
+    'grey': (lambda data: saved(opened(data).convert('L'), 'JPEG'), ''),
+    'CMYK': (lambda data: saved(opened(data).convert('CMYK'), 'JPEG'), ''),
+    '16-bit': (lambda data: encoded_16_bit(opened(data)), ''),
+    'alpha': (lambda data: saved(with_alpha(opened(data)), 'PNG'), ''),
     'EXIF of the annotated': (
-        lambda data: turned(opened(data).transpose(Image.Transpose.ROTATE_90), 6),
-        ['EXIF rotation']),
-    'EXIF upside down': (lambda data: turned(opened(data), 3), ['EXIF rotation']),
+        lambda data: turned(opened(data).transpose(Image.Transpose.ROTATE_90), 6), ''),
+    'EXIF upside down': (lambda data: turned(opened(data), 3), ''),
 }
 
 
@@ -116,20 +116,21 @@ def coloured_labels(data: bytes) -> bytes:
 
 
 # Like IMAGES, for label maps with the classes 1 to 7.
+UNREADABLE = 'LoadAnnotations failed on {}'
+OUTSIDE = 'label values [{}] are neither classes (0 to 6) nor ignored (255)'
 LABEL_MAPS = {
-    'missing': (None, ['missing label map']),
-    'zero bytes': (lambda data: b'', ['zero-byte label map']),
-    'text': (lambda data: b'no image', ['unreadable label map']),
-    'half': (lambda data: data[:len(data) // 2], ['truncated label map']),
-    'smaller': (smaller_labels, ['label map size']),
-    'colours': (coloured_labels, ['colour label map']),
-    'one too high': (labels_set(8), ['label out of range']),
-    '254': (labels_set(254), ['label out of range']),
-    'over 255': (labels_set(258, np.uint16), ['label out of range']),
-    # Allowed
-    '255': (labels_set(255), []),
-    '0': (labels_set(0), []),
-    '16 bits': (labels_set(7, np.uint16), []),
+    'missing': (None, UNREADABLE),
+    'zero bytes': (lambda data: b'', UNREADABLE),
+    'text': (lambda data: b'no image', UNREADABLE),
+    'half': (lambda data: data[:len(data) // 2], UNREADABLE),
+    'smaller': (smaller_labels, 'the label map is (32, 48) px, its image (64, 96)'),
+    'colours': (coloured_labels, 'the label map is (64, 96, 3) px, its image (64, 96)'),
+    'one too high': (labels_set(8), OUTSIDE.format(7)),
+    '254': (labels_set(254), OUTSIDE.format(253)),
+    # Legal
+    '255': (labels_set(255), ''),
+    '0': (labels_set(0), ''),
+    '16 bits': (labels_set(7, np.uint16), ''),
 }
 
 
@@ -137,38 +138,30 @@ def rle(**parts):
     return dict(dict(counts=[0, 100, 64 * 96 - 100], size=[64, 96]), **parts)
 
 
-# (Change of the first annotation; kind of fault or None; number of its boxes that training uses,
-# or None if training stops.)
+# Change of the first annotation; part of the error, '' where there is none; whether the object
+# is left out.
+UNREAD = 'CocoDataset cannot read 1 entries: 000000000001.jpg: '
+UNUSABLE = 'LoadAnnotations failed on {}'
 ANNOTATIONS = {
-    'no area': (dict(bbox=[3, 3, 0, 5]), 'box without area', 0),
-    'negative width': (dict(bbox=[30, 3, -9, 5]), 'box without area', 0),
-    'area 0': (dict(area=0), 'box without area', 0),
-    'outside': (dict(bbox=[300, 3, 10, 5]), 'box outside the image', 0),
-    'partly outside': (dict(bbox=[80, 3, 50, 50]), 'box partly outside', 1),
-    'rounded': (dict(bbox=[-.4, 3, 50.3, 61.5]), None, 1),
-    'NaN': (dict(bbox=[3, NAN, 10, 5]), 'box not finite', None),
-    'infinite': (dict(bbox=[3, 3, INF, 5]), 'box not finite', None),
-    'three numbers': (dict(bbox=[3, 3, 10]), 'wrong form', None),
-    'text for a box': (dict(bbox=['3', '3', '9', '9']), 'wrong form', None),
-    'no box': (dict(bbox=None), 'wrong form', None),
-    'unknown category': (dict(category_id=99), 'unknown category', None),
-    'unknown image': (dict(image_id=99), 'unknown image', 0),
-    'no segmentation': (dict(segmentation=None), 'no segmentation', None),
-    'empty segmentation': (dict(segmentation=[]), 'no segmentation', None),
-    'empty polygon': (dict(segmentation=[[]]), 'empty polygon', 0),
-    'two points': (dict(segmentation=[[1, 1, 9, 9]]), 'two-point polygon', 0),
-    'odd': (dict(segmentation=[[1, 1, 9, 9, 9, 1, 5]]), 'odd polygon', 0),
+    'no area': (dict(bbox=[3, 3, 0, 5]), '', True),
+    'negative width': (dict(bbox=[30, 3, -9, 5]), '', True),
+    'area 0': (dict(area=0), '', True),
+    'outside': (dict(bbox=[300, 3, 10, 5]), '', True),
+    'NaN': (dict(bbox=[3, NAN, 10, 5]), '', True),
+    'unknown category': (dict(category_id=99), '', True),
+    'crowd': (dict(iscrowd=1), '', True),
+    'partly outside': (dict(bbox=[80, 3, 50, 50]), '', False),
+    'three numbers': (dict(bbox=[3, 3, 10]), UNREAD + 'ValueError', True),
+    'text for a box': (dict(bbox=['3', '3', '9', '9']), UNREAD + 'TypeError', True),
+    'no box': (dict(bbox=None), UNREAD + 'TypeError', True),
+    'no segmentation': (dict(segmentation=None), UNUSABLE, True),
+    'empty polygon': (dict(segmentation=[[]]), '', True),
+    'two points': (dict(segmentation=[[1, 1, 9, 9]]), '', True),
     'two points and more': (
-        dict(segmentation=[[1, 1, 9, 9], [1, 1, 40, 1, 40, 40]]), 'two-point polygon', 1),
-    'flat': (dict(segmentation=[1, 1, 9, 9, 9, 1]), 'broken polygon', None),
-    'polygon of NaN': (dict(segmentation=[[1, 1, 9, NAN, 9, 1]]), 'broken polygon', None),
-    'polygon of text': (dict(segmentation=[['a'] * 6]), 'broken polygon', None),
-    'good RLE': (dict(segmentation=rle()), None, 1),
-    'RLE too short': (dict(segmentation=rle(counts=[0, 100])), 'broken RLE', None),
-    'RLE too long': (dict(segmentation=rle(counts=[0, 100, 64 * 96])), 'broken RLE', None),
-    'negative RLE': (dict(segmentation=rle(counts=[-5, 64 * 96 + 5])), 'broken RLE', None),
-    'RLE of another size': (
-        dict(segmentation=rle(size=[96, 64])), 'broken RLE', None),
-    'RLE without counts': (dict(segmentation=dict(size=[64, 96])), 'broken RLE', None),
-    'undecodable RLE': (dict(segmentation=rle(counts='zzzz!!!!')), 'broken RLE', None),
+        dict(segmentation=[[1, 1, 9, 9], [1, 1, 40, 1, 40, 40]]), '', False),
+    'flat': (dict(segmentation=[1, 1, 9, 9, 9, 1]), UNUSABLE, True),
+    'polygon of text': (dict(segmentation=[['a'] * 6]), UNUSABLE, True),
+    'good RLE': (dict(segmentation=rle()), '', False),
+    'RLE too long': (dict(segmentation=rle(counts=[0, 100, 64 * 96])), UNUSABLE, True),
+    'undecodable RLE': (dict(segmentation=rle(counts='zzzz!!!!')), UNUSABLE, True),
 }

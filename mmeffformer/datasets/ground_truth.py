@@ -1,0 +1,212 @@
+"""The best figures that an evaluator can give: those of the ground truth as predictions."""
+import contextlib
+import copy
+import io
+import logging
+import os.path as osp
+import re
+import tempfile
+from collections import Counter
+from typing import Any, Dict, Iterator, List, Tuple
+
+import numpy as np
+import torch
+from mmcv.transforms import LoadAnnotations
+from mmengine.evaluator import Evaluator
+from mmengine.registry import EVALUATOR, TRANSFORMS
+from mmengine.structures import InstanceData, PixelData
+from torch.utils.data import Dataset
+from torchvision.ops import box_iou
+
+from .guarded import explain, leaves
+
+FIGURE = re.compile('(AP|AP_?50|AP_?75|AP[50@. ]+|IoU|Acc|Dice|Fscore|PQ)$')
+LIMIT = 1000  # images of a split that a training evaluates before it starts
+
+
+def build_evaluator(cfg: Any, folder: str) -> Evaluator:
+    """Build an evaluator as the Runner does, but with its files in ``folder``."""
+    cfg = copy.deepcopy(cfg)
+    for metric in metric_cfgs(cfg):
+        for name in ('outfile_prefix', 'output_dir', 'out_file_path'):
+            if metric.get(name):
+                metric[name] = osp.join(folder, osp.basename(metric[name]))
+    if isinstance(cfg, dict) and 'metrics' in cfg:
+        return EVALUATOR.build({'type': 'Evaluator', **cfg})
+    return Evaluator(cfg)
+
+
+def metric_cfgs(cfg: Any) -> List[dict]:
+    """Return the configs of all metrics of an evaluator."""
+    if isinstance(cfg, (list, tuple)):
+        return [metric for item in cfg for metric in metric_cfgs(item)]
+    if isinstance(cfg, dict):
+        return metric_cfgs(cfg['metrics']) if 'metrics' in cfg else [cfg]
+    return []
+
+
+def truth_samples(dataset: Dataset) -> Iterator[Any]:
+    """Yield the data samples of a data set with their ground truth, without loading images.
+
+    Where a data set does not know the sizes of its images, they are loaded.
+    """
+    for leaf in leaves(dataset):
+        steps = leaf.pipeline.transforms
+        load = next((copy.copy(step) for step in steps if isinstance(step, LoadAnnotations)), None)
+        pack = next((step for step in steps if type(step).__name__.startswith('Pack')), None)
+        infos = range(len(leaf))
+        masks = any('mask' in item for index in infos
+                    for item in leaf.get_data_info(index).get('instances') or ())
+        for index in infos:
+            info = leaf.get_data_info(index)
+            instances, size = info.get('instances'), (info.get('height'), info.get('width'))
+            if pack is None or instances is not None and None in size:
+                yield leaf[index]['data_samples']
+                continue
+            if instances is not None:
+                load = load or TRANSFORMS.build(dict(type='LoadAnnotations', with_bbox=True))
+                load.with_mask, load.poly2mask = masks, True
+                info.update(ori_shape=size, img_shape=size, scale_factor=(1., 1.))
+            yield pack(load(info) if load else info)['data_samples']
+
+
+def as_predictions(sample: Any, classes: int) -> Any:
+    """Add the ground truth of a data sample to it as predictions, with scores of 1."""
+    if 'gt_instances' in sample:
+        for name in ('gt_instances', 'ignored_instances'):
+            if name in sample and 'bboxes' in (instances := getattr(sample, name)):
+                boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
+                instances.bboxes = torch.as_tensor(boxes)
+        truth = sample.gt_instances
+        found = InstanceData(bboxes=truth.bboxes, labels=truth.labels,
+                             scores=torch.ones(len(truth)))
+        if 'masks' in truth:
+            found.masks = torch.from_numpy(truth.masks.to_ndarray().astype(bool))
+        sample.pred_instances = found
+    if 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.data
+        # A model predicts a class also where the label is to be ignored.
+        sample.pred_sem_seg = PixelData(data=torch.where((labels >= 0) & (labels < classes),
+                                                         labels, torch.zeros_like(labels)))
+    return sample
+
+
+def check_best_figures(cfg: Any, dataset: Dataset, key: str
+                       ) -> Tuple[List[str], List[str], List[str]]:
+    """Evaluate the ground truth of a data set as predictions.
+
+    Args:
+        cfg: The evaluator's config.
+        dataset: The data set, built.
+        key: Name of the evaluator in the config, such as ``val_evaluator``.
+
+    Returns:
+        Errors, warnings and notes.
+    """
+    classes = dataset.metainfo.get('classes') or ()
+    objects: Dict[Any, list] = {}  # image id -> (boxes, labels)
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        try:
+            evaluator = build_evaluator(cfg, folder)
+            evaluator.dataset_meta = dataset.metainfo
+            count = 0
+            for sample in truth_samples(dataset):
+                sample = as_predictions(sample, len(classes))
+                if 'pred_instances' in sample:
+                    found = sample.pred_instances
+                    objects[sample.get('img_id', count)] = [found.bboxes, found.labels]
+                elif 'pred_sem_seg' not in sample:
+                    return [], [], [f'{key} is not checked: the data set has no ground truth']
+                evaluator.process(data_samples=[sample], data_batch=dict())
+                count += 1
+            metrics = evaluator.evaluate(count)
+        except Exception as error:  # any that a metric may have
+            if isinstance(error, KeyError) and str(error.args[0]).startswith('pred_'):
+                return [], [], [f'{key} is not checked: it needs predictions of another kind '
+                                f'({error.args[0]})']
+            return [explain(f'{key} fails on the ground truth of the data set', error)], [], []
+    figures = {name: float(value) for name, value in metrics.items()
+               if FIGURE.search(name) and np.isscalar(value)}
+    real = {name: value for name, value in figures.items() if np.isfinite(value) and value >= 0}
+    if not figures and any(metric.get('format_only') for metric in metric_cfgs(cfg)):
+        return [], [], [f'{key} only writes files (format_only)']
+    if not real:
+        return [f'{key} gives no figure for the ground truth as predictions ({figures or metrics}'
+                '): nothing in the data set can be evaluated'], [], []
+    top = 100. if any(value > 1 for value in real.values()) else 1.
+    low = {name: value for name, value in real.items() if value < top * 0.9995}
+    if not low:
+        return [], [], [f'{key}: the ground truth as predictions gives '
+                        f'{", ".join(f"{name} {value:g}" for name, value in real.items())}']
+    wrong, legal = _reasons(evaluator, objects)
+    text = (f'{key}: the ground truth as predictions gives '
+            f'{", ".join(f"{name} {low[name]:g}" for name in [*low][:2])} instead of {top:g}')
+    if wrong or not legal:
+        named = sorted({str(metric['ann_file']) for metric in metric_cfgs(cfg)
+                        if metric.get('ann_file')})
+        own = sorted({str(leaf.ann_file) for leaf in leaves(dataset)
+                      if getattr(leaf, 'ann_file', None)})
+        files = ([f'{key}.ann_file is {", ".join(named)}; the ann_file of its data set is '
+                  f'{", ".join(own)}'] if named and named != own else [])
+        return ['. '.join([text, *(wrong or ['No reason was found']), *files])], [], []
+    return [], ['. '.join([f'{text}: the best that this evaluator can give', *legal])], []
+
+
+def _reasons(evaluator: Evaluator, objects: Dict[Any, list]) -> Tuple[List[str], List[str]]:
+    """Return reasons for a lower figure: those that are mistakes, and those that are legal."""
+    wrong, legal = [], []
+    for metric in evaluator.metrics:
+        most = getattr(metric, 'proposal_nums', (100, ))[0]
+        crowded = [image for image, (boxes, _) in objects.items() if len(boxes) > most]
+        if crowded:
+            legal.append(f'{len(crowded)} of {len(objects)} images have more than {most} objects, '
+                         'the most that it counts (proposal_nums)')
+        if getattr(metric, '_coco_api', None) is not None:
+            _compare_with_coco(metric, objects, wrong, legal)
+    double = sum(int((box_iou(boxes, boxes).triu(1) > 0.95).logical_and(
+        labels[:, None] == labels).sum()) for boxes, labels in objects.values() if len(boxes))
+    if double:
+        legal.append(f'{double} objects are drawn twice')
+    return wrong, legal
+
+
+def _compare_with_coco(metric: Any, objects: Dict[Any, list], wrong: List[str],
+                       legal: List[str]) -> None:
+    """Compare the objects of an evaluator's file with those of the data set."""
+    api, reasons, first = metric._coco_api, Counter(), {}
+    for image in api.get_img_ids():
+        annotations = [item for item in api.load_anns(api.get_ann_ids(img_ids=[image]))
+                       if item['category_id'] in metric.cat_ids and not item.get('iscrowd')]
+        boxes = objects.get(image, [torch.zeros(0, 4)])[0]
+        for item in annotations:
+            x, y, width, height = item['bbox']
+            box = torch.tensor([x, y, x + width, y + height], dtype=boxes.dtype)
+            same = len(boxes) and bool(((boxes - box).abs() < 0.01).all(1).any())
+            if image not in objects:
+                reason = 'are of images that the data set does not have'
+            elif not same:
+                reason = ('are left out by the data set (box below 1 px, without area, outside '
+                          'the image, or marked to be ignored)')
+            elif item['id'] == 0:
+                reason = 'have id 0, which pycocotools counts as never found: number from 1'
+            else:
+                continue
+            reasons[reason] += 1
+            first.setdefault(reason, f'annotation {item["id"]} of image {image}')
+    known = {*api.get_img_ids()}
+    strange = [image for image in objects if image not in known]
+    if strange:
+        wrong.append(f'its file lacks {len(strange)} images of the data set, such as {strange[0]}')
+    for reason, count in reasons.items():
+        found = f'{count} objects of its file {reason} ({first[reason]})'
+        (legal if 'left out' in reason else wrong).append(found)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
