@@ -7,7 +7,7 @@ torchvision computes all gradients in one call, mmcv asks in two.
 In deformable convolution both libraries order offsets by group, kernel row, kernel column and
 then (y, x). A point exactly one pixel above or left of the image, where the derivative jumps, has
 the derivative 0 in mmcv and the one towards the image in torchvision and torch. With a padding of
-1 and offsets of 0, as at the start of a training, all border points are there.
+1 and offsets of 0, as when training starts, all border points are there.
 """
 from math import prod
 from operator import itemgetter
@@ -76,7 +76,7 @@ def _leading(tensor: Tensor, output: Tensor, channels: int) -> Tensor:
 
 
 def _write_leading(target: Tensor, grad: Tensor) -> None:
-    """Write the gradient by the result of :func:`_leading`; the other values have none."""
+    """Write the gradient by the result of :func:`_leading`; other values have the gradient 0."""
     rest = prod(target.shape[1:]) - prod(grad.shape[1:])
     target.copy_(F.pad(grad.flatten(1), (0, rest)).view(target.shape))
 
@@ -133,10 +133,11 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, o
 
     Args:
         input, weight, output: As in :func:`deform_conv_forward`.
-        offset: As there, or larger (:func:`_leading`); so is ``mask``.
+        offset, mask: (N, 2 * points, H_out, W_out) and the weights of the points, (N, points,
+            H_out, W_out), with deformable_group * kernel_h * kernel_w points; larger ones too
+            (:func:`_leading`).
         bias: (C_out,), ignored unless ``with_bias``.
         ones, columns: Scratch of the compiled operator, not used.
-        mask: Weights of the points (N, deformable_group * kernel_h * kernel_w, H_out, W_out).
         with_bias: Add ``bias``.
         sizes: kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
             group and deformable_group, as in :func:`deform_conv_forward`.

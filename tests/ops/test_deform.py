@@ -126,7 +126,7 @@ def test_deform_conv(device, geometry, laid_out):
 
 @pytest.mark.parametrize('low, high', [(0, 1), (-3, 3)])
 def test_deform_conv_between_integer_positions(device, low, high):
-    """Points lie on pixels and on the borders around them, as where a training starts."""
+    """Points lie on pixels and one pixel outside, as when training starts."""
     x, offset, mask, weight, bias = deformed(*DEFORMED[0])
     generator = torch.Generator().manual_seed(0)
     offset = torch.randint(low, high, offset.shape, generator=generator).double()
