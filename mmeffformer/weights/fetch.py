@@ -105,7 +105,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _unreachable(name: str, urls: Sequence[str], error: Exception) -> ConnectionError:
-    """Return the error for a source of which one of ``urls`` exists."""
+    """Return the error for a source at one of ``urls``."""
     reason = (str(error).strip() or type(error).__name__).split('\n')[0]
     ways = '\nor, if there is no such file,\n'.join(
         f'download\n  {url}\nelsewhere and put it at\n  {cache_path(url)}' for url in urls)
