@@ -2,8 +2,9 @@
 
 Importing this package registers everything in scope ``mmeffformer``:
 ``type='mmeffformer.EfficientFormer'`` and ``EfficientFormerV2`` then work in any
-OpenMMLab config. It offers the operators that mmcv lacks, and changes nothing else;
-:func:`patch_mmengine` does, for this project's Runner and tools.
+OpenMMLab config. It offers the operators that mmcv lacks, drops the message ``Could not import
+OneDL`` of the libraries' forks, and changes nothing else; :func:`patch_mmengine` does, for this
+project's Runner and tools.
 """
 from importlib.util import find_spec
 
@@ -27,8 +28,11 @@ from .apis.swap import swap_backbone
 from .engine.mmengine_internals import patch_mmengine
 from .models import EfficientFormer, EfficientFormerV2
 from .search.supernet import SuperEfficientFormer
+from .utils.console import drop_onedl_messages
 from .version import __version__
 from .weights import load_weights
+
+drop_onedl_messages()
 
 __all__ = ['EfficientFormer', 'EfficientFormerV2', 'SuperEfficientFormer', 'deploy',
            'load_weights', 'patch_mmengine', 'swap_backbone', '__version__']

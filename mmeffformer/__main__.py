@@ -1,8 +1,8 @@
-"""Command line of the package: ``python -m mmeffformer doctor``."""
+"""Command line of the package: ``python -m mmeffformer doctor`` and ``run``."""
 import sys
 from argparse import ArgumentParser
 
-from .apis import doctor
+from .apis import doctor, run
 
 
 def main() -> int:
@@ -10,6 +10,7 @@ def main() -> int:
     parser = ArgumentParser(prog='python -m mmeffformer')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     doctor.add_command(commands)
+    run.add_command(commands)
     args = parser.parse_args()
     return args.run(args)
 

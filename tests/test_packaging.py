@@ -37,7 +37,8 @@ def test_configs_and_tools_are_inside(wheel):
                  *ROOT.glob('tools/**/*.py'), *ROOT.glob('tools/*.sh'), ROOT / 'model-index.yml']:
         assert f'mmeffformer/.mim/{path.relative_to(ROOT)}' in names
     assert not any('tests/' in name or '__pycache__' in name for name in names)
-    assert {'mmeffformer/models/efficientformer.py', 'mmeffformer/py.typed'} <= names
+    assert {'mmeffformer/models/efficientformer.py', 'mmeffformer/py.typed',
+            'mmeffformer/ops/startup/sitecustomize.py'} <= names
 
 
 def test_no_openmmlab_library_is_required_by_name(wheel):

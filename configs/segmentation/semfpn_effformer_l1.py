@@ -17,6 +17,6 @@ model = dict(
         out_norm_cfg=dict(type='GN', num_groups=1),
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://download.openmmlab.com/mmclassification/v0/efficientformer/'
-            'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth')),
+            # The network of 300 epochs, as in the paper; the L1 of mmpretrain and timm has 1000.
+            checkpoint='hf-hub:snap-research/efficientformer-l1-300')),
     neck=dict(in_channels=[48, 96, 224, 448]))

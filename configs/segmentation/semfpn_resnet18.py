@@ -1,6 +1,6 @@
 # python tools/train.py configs/segmentation/semfpn_resnet18.py
-# tools/dist_train.sh configs/segmentation/semfpn_resnet18.py 4
-# mmseg's recipe for ResNet-50, fpn_r50_4xb4-160k_ade20k-512x512; it has none for ResNet-18.
+# tools/dist_train.sh configs/segmentation/semfpn_resnet18.py 8
+# The recipe of the other backbones; semfpn_resnet18_mmseg160k.py has mmseg's.
 _base_ = 'semfpn_resnet50.py'
 
 model = dict(

@@ -16,6 +16,7 @@ from .. import ops
 from ..datasets import check_dataset
 from ..version import __version__
 from .options import set_data_root
+from .run import LAUNCH
 
 # Import name: distributions of the original, distributions of the maintained fork.
 OPENMMLAB = {
@@ -87,7 +88,8 @@ def _library(module: str) -> Finding:
 def _operators() -> Finding:
     source, reason = ops.diagnose()
     found = {'compiled': 'compiled, of mmcv',
-             'torchvision': 'of mmeffformer, built on torchvision; mmcv has no compiled ones',
+             'torchvision': 'of mmeffformer, built on torchvision; mmcv has no compiled ones. '
+                            f'{LAUNCH} gives them to programs that do not import mmeffformer',
              'broken': f'mmcv._ext cannot be loaded: {reason}',
              'absent': 'none, mmcv is not installed'}[source]
     remedy = {'broken': 'pip uninstall this mmcv and install one built for this torch, or '

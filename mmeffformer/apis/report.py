@@ -97,7 +97,8 @@ def published_table(models: Iterable[Model],
                     columns: Mapping[str, Sequence[str]] = TABLE2) -> str:
     """Return a Markdown table of published figures, one row for all models of a backbone.
 
-    ``columns`` names the figures, or keys of metadata, in each column.
+    ``columns`` names the figures, or keys of metadata, in each column. Models of another recipe
+    than the paper's are left out.
     """
 
     def cell(figures: Sequence[str]) -> str:
@@ -106,6 +107,8 @@ def published_table(models: Iterable[Model],
 
     rows: Dict[str, Dict[str, str]] = {}
     for model in models:
+        if 'Recipe' in model.metadata:
+            continue
         name = model.name.removeprefix('maskrcnn_').removeprefix('semfpn_')
         rows.setdefault(model.metadata['Backbone'], {}).update(
             model.metadata, NAME=f'`{name}`', **model.published)

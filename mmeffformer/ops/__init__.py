@@ -3,7 +3,9 @@
 ``mmcv.ops`` imports the extension module ``mmcv._ext``. mmdet cannot be imported with an mmcv that
 lacks it (mmcv-lite, or a wheel built where torch was not installed). :func:`install` adds a finder
 at the end of ``sys.meta_path``: if no other finder provides ``mmcv._ext``, ``extension.py`` is
-loaded under that name. A compiled extension is found earlier and always used.
+loaded under that name, as a package of the modules in its folder. A compiled extension is found
+earlier and always used. With the folder :data:`STARTUP` at the front of ``PYTHONPATH`` each new
+interpreter calls :func:`install` as it starts.
 """
 import sys
 from importlib import import_module
@@ -13,17 +15,22 @@ from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
-__all__ = ['install', 'diagnose']
+__all__ = ['STARTUP', 'diagnose', 'install']
 
 _EXTENSION = 'mmcv._ext'
-_FILE = str(Path(__file__).with_name('extension.py'))
+_FOLDER = Path(__file__).parent
+_FILE = str(_FOLDER / 'extension.py')
+STARTUP = str(_FOLDER / 'startup')
 
 
 class _FallbackFinder(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any = None,
                   target: Any = None) -> Optional[ModuleSpec]:
-        return spec_from_file_location(fullname, _FILE) if fullname == _EXTENSION else None
+        if fullname != _EXTENSION:
+            return None
+        # A package, so that its modules are found while mmeffformer itself is not imported.
+        return spec_from_file_location(fullname, _FILE, submodule_search_locations=[str(_FOLDER)])
 
 
 def install() -> None:

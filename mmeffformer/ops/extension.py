@@ -12,8 +12,8 @@ from typing import Any, Callable
 
 import torchvision
 
-from mmeffformer.ops.common import missing_operator
-from mmeffformer.ops.deform import (
+from .common import missing_operator
+from .deform import (
     deform_conv_backward_input,
     deform_conv_backward_parameters,
     deform_conv_forward,
@@ -22,9 +22,9 @@ from mmeffformer.ops.deform import (
     ms_deform_attn_backward,
     ms_deform_attn_forward,
 )
-from mmeffformer.ops.losses import sigmoid_focal_loss_backward, sigmoid_focal_loss_forward
-from mmeffformer.ops.nms import nms, softnms
-from mmeffformer.ops.roi import roi_align_backward, roi_align_forward
+from .losses import sigmoid_focal_loss_backward, sigmoid_focal_loss_forward
+from .nms import nms, softnms
+from .roi import roi_align_backward, roi_align_forward
 
 
 def __getattr__(name: str) -> Callable:

@@ -1,8 +1,10 @@
 """Progress bars and tables of the command lines."""
 import warnings
 from contextlib import contextmanager
-from typing import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Callable, Iterator, Sequence
 
+from mmengine import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -35,3 +37,19 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False)
+
+
+def drop_onedl_messages() -> None:
+    """Keep the forks of mmdet, mmseg and mmpretrain from printing ``Could not import OneDL``.
+
+    OneDL is a package for data sets that few users have. The forks give the message the level of
+    debugging but no logger, and such messages mmengine prints at any level.
+    """
+    print_log = logging.print_log
+
+    @wraps(print_log)
+    def print_other_log(msg: Any, *args: Any, **kwargs: Any) -> None:
+        if not str(msg).startswith('Could not import OneDL'):
+            print_log(msg, *args, **kwargs)
+
+    logging.print_log = print_other_log

@@ -6,7 +6,7 @@ there by hand is used as if it had been downloaded.
 import os
 import re
 from pathlib import Path
-from typing import Union
+from typing import Sequence, Union
 from urllib.parse import urlparse
 
 import torch
@@ -74,7 +74,7 @@ def _from_url(url: str) -> Path:
                 torch.hub.download_url_to_file(url, str(cached), expected and expected[1],
                                                progress=is_main_process())
     except OSError as error:  # so are URLError, HTTPError and timeouts
-        raise _unreachable(url, url, error) from error
+        raise _unreachable(url, [url], error) from error
     except RuntimeError as error:
         raise ValueError(f'{url} is not the file that its name says, and was not kept: {error}. '
                          'If the name ends in another kind of hash, download the file yourself '
@@ -101,12 +101,14 @@ def _from_hub(name: str) -> Path:
             return Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline))
         except OSError as error:  # so are all errors of the hub
             reason, offline = error, isinstance(error, LocalEntryNotFoundError)
-    raise _unreachable(name, urls[0], reason) from reason
+    raise _unreachable(name, urls, reason) from reason
 
 
-def _unreachable(name: str, url: str, error: Exception) -> ConnectionError:
+def _unreachable(name: str, urls: Sequence[str], error: Exception) -> ConnectionError:
+    """Return the error for a source at one of ``urls``."""
     reason = (str(error).strip() or type(error).__name__).split('\n')[0]
+    ways = '\nor, if there is no such file,\n'.join(
+        f'download\n  {url}\nelsewhere and put it at\n  {cache_path(url)}' for url in urls)
     return ConnectionError(
-        f'{name} could not be fetched: {reason}\n'
-        f'Without a connection, download\n  {url}\nelsewhere and put it at\n  {cache_path(url)}\n'
+        f'{name} could not be fetched: {reason}\nWithout a connection, {ways}\n'
         "or give the path of your copy: init_cfg=dict(type='Pretrained', checkpoint=PATH)")

@@ -20,7 +20,8 @@ from mmeffformer.utils.registry import MODELS
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 # The dense recipes of the papers. Of the baselines, that of PoolFormer is its authors', that of
-# ResNet is from mmdet (mask-rcnn_r50_fpn_1x_coco) and mmseg (fpn_r50_4xb4-160k_ade20k-512x512).
+# ResNet is from mmdet (mask-rcnn_r50_fpn_1x_coco), in segmentation the one of all others, and once
+# more mmseg's (fpn_r50_4xb4-160k_ade20k-512x512).
 #   size: images in a step; length: epochs (detection) or iterations (segmentation)
 #   edge: where the warm-up starts, relative to the learning rate (detection), or the lowest
 #   learning rate (segmentation)
@@ -48,9 +49,12 @@ seg.effformerv2_s0 32,48,96,176      AdamW 2e-4 1e-4 32   40000  1e-6 SyncBN 16 
 seg.effformerv2_s1 32,48,120,224     AdamW 2e-4 1e-4 32   40000  1e-6 SyncBN 16   -   0    1e-5
 seg.effformerv2_s2 32,64,144,288     AdamW 2e-4 1e-4 32   40000  1e-6 SyncBN 16   -   0.02 1e-5
 seg.effformerv2_l  40,80,192,384     AdamW 2e-4 1e-4 32   40000  1e-6 SyncBN 16   -   0.1  1e-5
-seg.resnet18       64,128,256,512    SGD   1e-2 5e-4 16   160000 1e-4 SyncBN -    -   -    -
-seg.resnet50       256,512,1024,2048 SGD   1e-2 5e-4 16   160000 1e-4 SyncBN -    -   -    -
-seg.resnet101      256,512,1024,2048 SGD   1e-2 5e-4 16   160000 1e-4 SyncBN -    -   -    -
+seg.resnet18       64,128,256,512    AdamW 2e-4 1e-4 32   40000  0    SyncBN -    -   -    -
+seg.resnet50       256,512,1024,2048 AdamW 2e-4 1e-4 32   40000  0    SyncBN -    -   -    -
+seg.resnet101      256,512,1024,2048 AdamW 2e-4 1e-4 32   40000  0    SyncBN -    -   -    -
+seg.resnet18_mmseg160k  64,128,256,512    SGD 1e-2 5e-4 16 160000 1e-4 SyncBN - - - -
+seg.resnet50_mmseg160k  256,512,1024,2048 SGD 1e-2 5e-4 16 160000 1e-4 SyncBN - - - -
+seg.resnet101_mmseg160k 256,512,1024,2048 SGD 1e-2 5e-4 16 160000 1e-4 SyncBN - - - -
 seg.poolformer_s12 64,128,320,512    AdamW 2e-4 1e-4 32   40000  0    -      -    -   -    -
 seg.poolformer_s24 64,128,320,512    AdamW 2e-4 1e-4 32   40000  0    -      -    -   -    -
 seg.poolformer_s36 64,128,320,512    AdamW 2e-4 1e-4 32   40000  0    -      -    -   -    -
@@ -63,7 +67,7 @@ V1, V2 = 'mmeffformer.EfficientFormer', 'mmeffformer.EfficientFormerV2'
 POOL = 'mmpretrain.PoolFormer'
 OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0/'
 BACKBONES = {
-    'effformer_l1': (V1, 'l1', 'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth'),
+    'effformer_l1': (V1, 'l1', 'hf-hub:snap-research/efficientformer-l1-300'),
     'effformer_l3': (V1, 'l3', 'efficientformer-l3_3rdparty_in1k_20220915-466793d6.pth'),
     'effformer_l7': (V1, 'l7', 'efficientformer-l7_3rdparty_in1k_20220915-185e30af.pth'),
     'effformerv2_s0': (V2, 's0', 'hf-hub:timm/efficientformerv2_s0.snap_dist_in1k'),
@@ -90,7 +94,7 @@ SUPERNETS = ['search/maskrcnn_super_l3.py', 'search/semfpn_super_l3.py',
 def test_every_config_is_listed():
     found = [str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
              if not {'_base_', 'backbones'} & {*path.parts}]  # backbones: test_metafiles.py
-    assert len(found) == 32
+    assert len(found) == 35
     assert sorted(found) == sorted([*NAMES, *DEMOS, *SUPERNETS])
 
 
@@ -110,7 +114,7 @@ def test_recipe_matches_its_source(name):
     assert recipe(cfg) == {key: ast.literal_eval(cell) if cell[0].isdigit() else cell
                            for key, cell in RECIPES[row].items()}
     assert not cfg.optim_wrapper.get('clip_grad')
-    kind, arch, weights = BACKBONES.get(row) or BACKBONES[row[4:]]
+    kind, arch, weights = BACKBONES.get(row.partition('_mmseg')[0]) or BACKBONES[row[4:]]
     backbone = cfg.model.backbone
     assert (backbone.type, backbone.get('arch', backbone.get('depth'))) == (kind, arch)
     if ':' not in weights:

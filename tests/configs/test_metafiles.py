@@ -24,6 +24,7 @@ FAMILIES = {
     'mmdet.ResNet': 'ResNet',
     'mmseg.ResNetV1c': 'ResNet',
 }
+L1 = 'snap-research--efficientformer-l1-300--pytorch_model'  # the name of the download
 BACKBONE_TABLE = {
     'top-1, %': ('Top 1 Accuracy',), 'epochs': ('Epochs',),
     'top-1 after 300 epochs, %': ('Top 1 Accuracy 300 Epochs',), 'GMACs': ('GMACs',)}
@@ -70,15 +71,15 @@ def test_weights_are_those_that_detectors_start_from(models, repo_root):
     for name, url in urls.items():
         init_cfg = Config.fromfile(
             repo_root / f'configs/detection/maskrcnn_{name}.py').model.backbone.init_cfg
-        hub = re.sub(r'https://huggingface.co/(.+)/resolve/main/model.safetensors', r'hf-hub:\1',
-                     url)
+        hub = re.sub(r'https://huggingface.co/(.+)/resolve/main/.+', r'hf-hub:\1', url)
         assert hub == init_cfg.checkpoint
 
 
 def test_results_say_where_they_are_published(models):
     without = {model['Name'] for model in models if 'Results' not in model}
     assert without == {f'{task}_effformerv2_{size}' for task in ('maskrcnn', 'semfpn')
-                       for size in ('s0', 's1')}
+                       for size in ('s0', 's1')} | {
+        f'semfpn_resnet{depth}_mmseg160k' for depth in (18, 50, 101)}
     for model in models:
         paper = '2212.08059' if 'effformerv2' in model['Name'] else '2206.01191'
         assert model['Metadata'].get('Results Source') == (
@@ -91,7 +92,8 @@ def test_only_the_known_figures_are_unconfirmed():
                    if figure.endswith('?')}
     assert unconfirmed == {('maskrcnn_resnet101', 'Classifier Params (M)'), *(
         ('maskrcnn_effformer_l7', f'{kind} AP{iou}')
-        for kind in ('box', 'mask') for iou in ('', '50', '75'))}
+        for kind in ('box', 'mask') for iou in ('', '50', '75')), *(
+        (f'semfpn_resnet{depth}', 'mIoU') for depth in (18, 50, 101))}
 
 
 def test_collections_are_those_of_the_models(metafiles, repo_root):
@@ -106,7 +108,7 @@ def test_collections_are_those_of_the_models(metafiles, repo_root):
 def test_the_model_index_library_reads_all(repo_root):
     """``mim search`` and ``mim download`` use this library."""
     models = {model.name: model for model in load(str(repo_root / 'model-index.yml')).models}
-    assert len(models) == 13 + 13 + 7
+    assert len(models) == 13 + 16 + 7
     assert models['effformer_l3'].weights.endswith('efficientformer-l3_3rdparty_in1k_20220915'
                                                    '-466793d6.pth')
     box, mask = models['maskrcnn_effformer_l1'].results
@@ -149,18 +151,15 @@ def test_hub_builds_whole_models(hub):
 
 
 @pytest.mark.parametrize('name, source_type, layout, prefix, file', [
-    ('effformer_l1', EfficientFormer, 'mmpretrain', 'backbone.',
-     'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth'),
+    ('effformer_l1', EfficientFormer, 'transformers', 'efficientformer.', f'{L1}.bin'),
     ('effformerv2_s0', EfficientFormerV2, 'timm', '',
      'timm--efficientformerv2_s0.snap_dist_in1k--model.safetensors')])
 def test_hub_loads_published_weights(hub, randomize, name, source_type, layout, prefix, file):
     source = randomize(source_type(name.partition('_')[2], out_norm_cfg=None))
     state = {prefix + key: value.contiguous() for key, value in convert(
         source.state_dict(), source.arch, 'mmeffformer', layout).items()}
-    if file.endswith('.pth'):
-        torch.save(dict(state_dict=state, meta={}), hub / file)
-    else:
-        safetensors.torch.save_file(state, hub / file)
+    save = torch.save if file.endswith('.bin') else safetensors.torch.save_file
+    save(state, hub / file)
     model = get_model(f'mmeffformer::backbones/{name}.py', pretrained=True)
     for key, value in source.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=0, msg=key)
@@ -169,6 +168,6 @@ def test_hub_loads_published_weights(hub, randomize, name, source_type, layout, 
 def test_hub_refuses_weights_of_another_network(hub):
     other = EfficientFormer('l3', out_norm_cfg=None)
     torch.save(convert(other.state_dict(), other.arch, 'mmeffformer', 'timm'),
-               hub / 'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth')
+               hub / f'{L1}.bin')
     with pytest.raises(ValueError, match='checkpoint is l3, backbone is l1'):
         get_model('mmeffformer::backbones/effformer_l1.py', pretrained=True)

@@ -96,11 +96,11 @@ def cache_published_l1(torch_home: Path):
     """Save weights of L1 with the name and layout of the published ones, as if downloaded."""
     torch.manual_seed(0)  # whatever ran before
     backbone = EfficientFormer('l1', out_norm_cfg=None)
-    state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'mmpretrain')
+    state = convert(backbone.state_dict(), backbone.arch, 'mmeffformer', 'transformers')
     folder = torch_home / 'hub/checkpoints'
     folder.mkdir(parents=True)
-    torch.save({'state_dict': {f'backbone.{key}': value for key, value in state.items()}},
-               folder / 'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth')
+    torch.save({f'efficientformer.{key}': value for key, value in state.items()},
+               folder / 'snap-research--efficientformer-l1-300--pytorch_model.bin')
 
 
 def scalars(work_dir: Path) -> list:

@@ -149,7 +149,7 @@ def test_coco_config_on_pictures_of_cocos_sizes(tmp_path):
     printed = run('tools/train.py', config, '--data-root', data, '--work-dir', work_dir,
                   '--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
                   'train_dataloader.batch_size=1', some, env={'TORCH_HOME': str(tmp_path)})
-    assert 'layout mmpretrain' in printed
+    assert 'layout transformers' in printed
     assert 'bias tables resampled from 7 x 7 to 25 x 25' in printed
     *steps, last = scalars(work_dir)
     assert len(steps) == 2 and all(np.isfinite(step['loss']) for step in steps)
@@ -166,7 +166,7 @@ def test_weights_that_cannot_be_fetched_are_named(tmp_path):
                   '--data-root', data, '--work-dir', tmp_path / 'work', expect=1,
                   # Nothing listens there, so the connection is refused at once.
                   env={'TORCH_HOME': str(tmp_path), 'https_proxy': 'http://127.0.0.1:9'})
-    assert 'efficientformer-l1_3rdparty_in1k_20220915-cc3e1ac6.pth could not be fetched' in printed
+    assert 'hf-hub:snap-research/efficientformer-l1-300 could not be fetched' in printed
     assert str(tmp_path / 'hub/checkpoints') in printed
     assert 'Traceback' not in printed
 
