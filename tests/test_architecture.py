@@ -12,7 +12,6 @@ from importlinter.cli import lint_imports
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [path for folder in ('mmeffformer', 'tools')
          for path in sorted((ROOT / folder).rglob('*.py')) if '.mim' not in path.parts]
-TOO_LONG = {'mmeffformer/datasets/faults.py'}  # 400 lines is the limit
 
 
 def name(path: Path) -> str:
@@ -34,7 +33,7 @@ def test_networks_load_no_operators_and_no_detection_library():
 
 def test_files_have_at_most_400_lines():
     lengths = {name(path): len(path.read_text().splitlines()) for path in FILES}
-    assert {path for path, lines in lengths.items() if lines > 400} == TOO_LONG
+    assert not {path for path, lines in lengths.items() if lines > 400}
 
 
 def test_functions_have_at_most_50_lines():

@@ -117,6 +117,9 @@ def _report_listings(listings: Sequence[Listing], key: str, report: Report,
                 f'{key}: none of the {listing.images} images of {kind} is left. No image has an '
                 f'object of these classes ({", ".join(map(str, classes[:5]))}), or filter_cfg='
                 f'{dict(getattr(dataset, "filter_cfg", None) or {})} leaves all out')
+        if listing.repeated:
+            report.warnings.append(f'{key}: {listing.repeated:,} images of {kind} are listed twice, '
+                                   'and objects of one entry are background in the other')
         left_out = listing.annotations - listing.objects
         if left_out > SHARE * listing.annotations and listing.images:
             report.warnings.append(

@@ -105,6 +105,7 @@ def check_best_figures(cfg: Any, dataset: Dataset, key: str
     """
     classes = dataset.metainfo.get('classes') or ()
     objects: Dict[Any, list] = {}  # image id -> (boxes, labels)
+    strange: Dict[int, int] = Counter()  # label that is no class -> label maps that have it
     with tempfile.TemporaryDirectory() as folder, _quietly():
         try:
             evaluator = build_evaluator(cfg, folder)
@@ -115,7 +116,10 @@ def check_best_figures(cfg: Any, dataset: Dataset, key: str
                 if 'pred_instances' in sample:
                     found = sample.pred_instances
                     objects[sample.get('img_id', count)] = [found.bboxes, found.labels]
-                elif 'pred_sem_seg' not in sample:
+                elif 'pred_sem_seg' in sample:
+                    strange.update(value for value in sample.gt_sem_seg.data.unique().tolist()
+                                   if not 0 <= value < len(classes))
+                else:
                     return [], [], [f'{key} is not checked: the data set has no ground truth']
                 evaluator.process(data_samples=[sample], data_batch=dict())
                 count += 1
@@ -139,6 +143,10 @@ def check_best_figures(cfg: Any, dataset: Dataset, key: str
         return [], [], [f'{key}: the ground truth as predictions gives '
                         f'{", ".join(f"{name} {value:g}" for name, value in real.items())}']
     wrong, legal = _reasons(evaluator, objects)
+    wrong += [f'{number} label maps have {value}, neither a class nor ignore_index='
+              f'{metric.ignore_index} of {type(metric).__name__}'
+              for metric in evaluator.metrics if hasattr(metric, 'ignore_index')
+              for value, number in strange.items() if value != metric.ignore_index]
     text = (f'{key}: the ground truth as predictions gives '
             f'{", ".join(f"{name} {low[name]:g}" for name in [*low][:2])} instead of {top:g}')
     if wrong or not legal:

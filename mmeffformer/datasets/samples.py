@@ -12,7 +12,7 @@ from mmcv.transforms import LoadAnnotations
 from mmengine.dataset import BaseDataset, Compose
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from .guarded import BrokenData, GuardedPipeline, file_of
+from .guarded import BrokenData, GuardedDataset, GuardedPipeline, file_of
 from .repeatable import seed_all
 
 
@@ -25,6 +25,7 @@ class Listing:
     objects: int = 0
     images: int = 0
     kept: int = 0  # images after the filter
+    repeated: int = 0  # entries of an image that another entry has
     categories: Optional[List[str]] = None  # names in the order of the labels, as COCO files have
 
 
@@ -57,6 +58,7 @@ def observed_datasets() -> Iterator[List[Listing]]:
         def load_data_list():
             entries = [entry for entry in load() if entry]
             listing.images += len(entries)
+            listing.repeated = len(entries) - len({str(item.get('img_path')) for item in entries})
             listing.objects += sum(len(entry.get('instances') or ()) for entry in entries)
             return entries
 
@@ -131,7 +133,7 @@ class SampleReader(Dataset):
         return sample
 
     def _prepare(self, index: int, sample: Sample) -> Optional[dict]:
-        if not isinstance(getattr(self.dataset, 'pipeline', None), Compose):  # of mixed images
+        if not isinstance(self.dataset.pipeline, Compose):
             return self.dataset[index]
         info = self.dataset.get_data_info(index)
         sample.name = file_of(info)
@@ -201,11 +203,16 @@ def own_pipelines(dataset: Dataset) -> List[Dataset]:
     if hasattr(dataset, 'pipeline'):
         dataset = copy.copy(dataset)
         dataset.pipeline = copy.deepcopy(dataset.pipeline)
-        return [dataset]
+        # Those of several images have a list of transforms.
+        return [dataset if isinstance(dataset.pipeline, Compose) else GuardedDataset(dataset)]
     inside = vars(dataset)
     inner = inside.get('datasets') or inside.get('dataset') or []
     return [leaf for item in (inner if isinstance(inner, (list, tuple)) else [inner])
             for leaf in own_pipelines(item)]
+
+
+def _use_one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
 
 
 def read_samples(dataset: Dataset, labels: Labels, limit: Optional[int] = None,
@@ -215,7 +222,7 @@ def read_samples(dataset: Dataset, labels: Labels, limit: Optional[int] = None,
     chosen = range(len(reader)) if not limit or len(reader) <= limit else np.linspace(
         0, len(reader) - 1, limit).astype(int).tolist()
     loader = DataLoader(Subset(reader, chosen), batch_size=8, num_workers=workers, collate_fn=list,
-                        worker_init_fn=lambda _: cv2.setNumThreads(0))
+                        worker_init_fn=_use_one_thread)
     try:
         for batch in loader:
             yield from batch

@@ -105,8 +105,9 @@ class Runner(_Runner):
             self.logger.warning(text)
         if report.errors:
             raise ValueError('\n'.join([
-                'the data of this config cannot be used:', *(f'- {text}' for text in report.errors),
-                f'{ADVICE}; with --no-check it is used as it is']))
+                'the data of this config cannot be used:',
+                *(f'- {text}' for text in report.errors),
+                f'{ADVICE}; --no-check leaves this check out']))
 
     @staticmethod
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False):

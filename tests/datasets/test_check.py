@@ -203,7 +203,7 @@ def test_left_out_objects_are_counted_by_reason(coco):
                                        for item in content['annotations'][:3]])
     cfg = config_of(coco)
     cfg.train_dataloader.dataset.pipeline.insert(
-        2, dict(type='FilterAnnotations', min_gt_bbox_wh=(30, 30)))
+        2, dict(type='FilterAnnotations', min_gt_bbox_wh=(20, 20)))
     report = check(cfg, 'train')
     assert 'LoadAnnotations: 3, FilterAnnotations: ' in report.warnings[0]
 
@@ -261,7 +261,8 @@ def test_void_label_of_the_head_is_legal(ade20k):
             step.pop('reduce_zero_label', None)
     cfg.model.decode_head.ignore_index = cfg.model.data_preprocessor.seg_pad_val = 7
     error, = check(cfg, 'train', 'val', model=None).errors  # the evaluator's is still 255
-    assert error.startswith('val_evaluator: the ground truth as predictions gives')
+    assert error.startswith('val_evaluator: the ground truth as predictions gives aAcc ')
+    assert error.endswith('2 label maps have 7, neither a class nor ignore_index=255 of IoUMetric')
     cfg.val_evaluator.ignore_index = 7
     assert check(cfg, 'train', 'val', model=None).errors == []
 
