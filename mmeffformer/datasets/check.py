@@ -25,10 +25,9 @@ from .agreement import (
 )
 from .ground_truth import LIMIT, check_best_figures, metric_cfgs
 from .guarded import ADVICE, GuardedDataset, explain
-from .samples import Listing, Sample, observed_datasets, own_pipelines, read_samples
+from .samples import SHOWN, Listing, Sample, observed_datasets, own_pipelines, read_samples
 
 SHARE = 0.1  # of the objects; where more are left out, a warning gives the reasons
-SHOWN = 10  # files that a list of errors names
 Progress = Callable[[str, int, int], Any]
 
 
@@ -93,44 +92,12 @@ def check_data(cfg: Any, splits: Sequence[str] = ('train', 'val'), limit: Option
 
 def _report_listings(listings: Sequence[Listing], key: str, report: Report,
                      error: Optional[Exception] = None) -> None:
-    empty = False
-    for listing in listings:
-        dataset = listing.dataset
-        kind = type(dataset).__name__
-        classes = getattr(dataset, '_metainfo', {}).get('classes') or ()
-        if listing.broken:
-            shown = [explain(name, cause) for name, cause in listing.broken[:SHOWN]]
-            more = len(listing.broken) - len(shown)
-            report.errors.append(f'{key}: {kind} cannot read {len(listing.broken)} entries: '
-                                 + '; '.join(shown) + (f'; and {more} more' if more else ''))
-        if listing.categories is not None and listing.categories != [*classes]:
-            missing = [name for name in classes if name not in listing.categories]
-            report.errors.append(f'{key}: ' + (
-                f'{dataset.ann_file} has no category {", ".join(map(repr, missing))}, so that the '
-                'labels of the classes after it shift' if missing else
-                f'the classes {(*classes, )} are in another order than the categories of '
-                f'{dataset.ann_file}, {(*listing.categories, )}, by which labels are numbered')
-                + '. Correct metainfo.classes')
-        if listing.images and not listing.kept:
-            empty = True
-            report.errors.append(
-                f'{key}: none of the {listing.images} images of {kind} is left. No image has an '
-                f'object of these classes ({", ".join(map(str, classes[:5]))}), or filter_cfg='
-                f'{dict(getattr(dataset, "filter_cfg", None) or {})} leaves all out')
-        if listing.repeated:
-            report.warnings.append(f'{key}: {listing.repeated:,} images of {kind} are listed twice, '
-                                   'and objects of one entry are background in the other')
-        left_out = listing.annotations - listing.objects
-        if left_out > SHARE * listing.annotations and listing.images:
-            report.warnings.append(
-                f'{key}: {left_out:,} of {listing.annotations:,} annotations are left out: of no '
-                'class of the config, below 1 px, without area, outside their image, or ignored')
-        if listing.images - listing.kept > SHARE * listing.images and listing.kept:
-            report.warnings.append(
-                f'{key}: filter_cfg={dict(getattr(dataset, "filter_cfg", None) or {})} leaves out '
-                f'{listing.images - listing.kept:,} of {listing.images:,} images')
-    if error is not None and not empty and not any(item.broken for item in listings):
-        report.errors.append(explain(f'{key}.dataset cannot be built', error))
+    errors = [f'{key}: {text}' for listing in listings for text in listing.errors()]
+    if error is not None and not errors:
+        errors = [explain(f'{key}.dataset cannot be built', error)]
+    report.errors += errors
+    report.warnings += [f'{key}: {text}' for listing in listings
+                        for text in listing.warnings(SHARE)]
 
 
 def _check_split(cfg: Any, split: str, loader: DataLoader, model: nn.Module,

@@ -12,8 +12,10 @@ from mmcv.transforms import LoadAnnotations
 from mmengine.dataset import BaseDataset, Compose
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from .guarded import BrokenData, GuardedDataset, GuardedPipeline, file_of
+from .guarded import BrokenData, GuardedDataset, GuardedPipeline, explain, file_of
 from .repeatable import seed_all
+
+SHOWN = 10  # files that a list of errors names
 
 
 @dataclass
@@ -24,9 +26,47 @@ class Listing:
     annotations: int = 0  # in the file; 0 where the data set has no such list
     objects: int = 0
     images: int = 0
-    kept: int = 0  # images after the filter
+    kept: Optional[int] = None  # images after the filter
     repeated: int = 0  # entries of an image that another entry has
     categories: Optional[List[str]] = None  # names in the order of the labels, as COCO files have
+
+    def errors(self) -> Iterator[str]:
+        """Yield what training cannot use."""
+        known = vars(self.dataset)
+        kind, classes = type(self.dataset).__name__, known.get('_metainfo', {}).get('classes', ())
+        if self.broken:
+            names = '; '.join(explain(name, error) for name, error in self.broken[:SHOWN])
+            more = len(self.broken) - SHOWN
+            yield (f'{kind} cannot read {len(self.broken)} entries: {names}'
+                   + (f'; and {more} more' if more > 0 else ''))
+        if self.categories is not None and self.categories != [*classes]:
+            missing = [name for name in classes if name not in self.categories]
+            yield (f'{known["ann_file"]} has no category {", ".join(map(repr, missing))}, so that '
+                   'the labels of later classes shift' if missing else
+                   f'the classes {(*classes, )} are in another order than the categories '
+                   f'{(*self.categories, )} of {known["ann_file"]}, by which labels are numbered'
+                   ) + '. Correct metainfo.classes'
+        if self.kept == 0 and not self.images and not self.broken:
+            where = {name: known[name] for name in ('ann_file', 'data_prefix', 'img_suffix')
+                     if known.get(name)}
+            yield f'{kind} finds no images: {where}'
+        elif self.kept == 0 and self.images:
+            yield (f'none of the {self.images} images of {kind} is left. No image has an object '
+                   f'of these classes ({", ".join(map(str, classes[:5]))}), or filter_cfg='
+                   f'{known.get("filter_cfg")} leaves all out')
+
+    def warnings(self, share: float) -> Iterator[str]:
+        """Yield what is left out, where it is more than a share."""
+        if self.repeated:
+            yield (f'{self.repeated:,} images of {type(self.dataset).__name__} are listed twice; '
+                   'objects of one entry are background in the other')
+        left_out = self.annotations - self.objects
+        if self.images and left_out > share * self.annotations:
+            yield (f'{left_out:,} of {self.annotations:,} annotations are left out: of no class '
+                   'of the config, below 1 px, without area, outside their image, or ignored')
+        if self.kept and self.images - self.kept > share * self.images:
+            yield (f'filter_cfg={vars(self.dataset).get("filter_cfg")} leaves out '
+                   f'{self.images - self.kept:,} of {self.images:,} images')
 
 
 @contextmanager
@@ -64,7 +104,7 @@ def observed_datasets() -> Iterator[List[Listing]]:
 
         def filter_data():
             entries = keep()
-            listing.kept += len(entries)
+            listing.kept = len(entries)
             return entries
 
         own = dict(parse_data_info=parse_data_info, load_data_list=load_data_list,

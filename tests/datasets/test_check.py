@@ -261,7 +261,7 @@ def test_void_label_of_the_head_is_legal(ade20k):
             step.pop('reduce_zero_label', None)
     cfg.model.decode_head.ignore_index = cfg.model.data_preprocessor.seg_pad_val = 7
     error, = check(cfg, 'train', 'val', model=None).errors  # the evaluator's is still 255
-    assert error.startswith('val_evaluator: the ground truth as predictions gives aAcc ')
+    assert error.startswith('val_evaluator: the ground truth as predictions gives mIoU ')
     assert error.endswith('2 label maps have 7, neither a class nor ignore_index=255 of IoUMetric')
     cfg.val_evaluator.ignore_index = 7
     assert check(cfg, 'train', 'val', model=None).errors == []
