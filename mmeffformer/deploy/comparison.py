@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from .graphs import window_logits
+
 Outputs = Dict[str, Tensor]
 
 # Largest error of an output, relative to its largest value. fp32 gives 1e-6 to 1e-4; a graph
@@ -152,8 +154,8 @@ def expected_outputs(model: nn.Module, what: str, image: Tensor) -> Outputs:
         features = getattr(model, 'backbone', model)(image)
         features = model.neck(features) if what == 'neck' else features
         return {f'feature{i}': feature for i, feature in enumerate(features)}
-    if hasattr(model, 'decode_head'):
-        return dict(logits=model.predict(image)[0].seg_logits.data[None])
+    if hasattr(model, 'encode_decode'):
+        return dict(logits=window_logits(model, image))
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import bbox2roi
     size = tuple(image.shape[2:])

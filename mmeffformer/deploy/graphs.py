@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.onnx.operators import shape_as_tensor
+from torch.overrides import TorchFunctionMode
 from torchvision.ops import nms, roi_align
 
 PARTS = ('backbone', 'neck', 'model')
@@ -39,13 +40,13 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
                              'the batch, which cannot be exported. Train it with True')
     if what == 'backbone':
         return Features(getattr(model, 'backbone', model)).eval()
-    if getattr(model, 'neck', None) is None:
-        raise ValueError(f'{type(model).__name__} has no neck: export its backbone')
     if what == 'neck':
+        if getattr(model, 'neck', None) is None:
+            raise ValueError(f'{type(model).__name__} has no neck: export its backbone')
         return Features(model.backbone, model.neck).eval()
     if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
         return TwoStageDetector(model).eval()
-    if hasattr(model, 'decode_head'):
+    if hasattr(model, 'encode_decode'):
         return Segmentor(model).eval()
     raise ValueError(f'{type(model).__name__} cannot be exported whole: expected a two-stage '
                      'detector such as MaskRCNN, or an EncoderDecoder. Export its backbone and '
@@ -74,18 +75,18 @@ class Features(Traceable):
 
 
 class Segmentor(Traceable):
-    """Logits (B, classes, H, W) of an mmseg ``EncoderDecoder`` with test mode 'whole'."""
+    """Logits (B, classes, H, W) of an mmseg segmentor, by its own ``encode_decode``.
+
+    With test mode 'slide' they are those of one window.
+    """
 
     output_names = ('logits', )
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        if model.test_cfg.get('mode') != 'whole':
-            raise ValueError(f'test_cfg.mode is {model.test_cfg.get("mode")!r}: a whole segmentor '
-                             "can be exported with 'whole' only")
         from mmseg.models.utils import Upsample
-        self.backbone, self.neck, self.head = model.backbone, model.neck, model.decode_head
-        for parent in [*self.head.modules()]:
+        self.model = model
+        for parent in [*model.modules()]:
             for name, child in parent.named_children():
                 if type(child) is Upsample and not child.size:
                     # mmseg's Upsample computes the size as a number, which a trace would keep.
@@ -94,9 +95,42 @@ class Segmentor(Traceable):
                         align_corners=child.align_corners))
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
-        logits = self.head(self.neck(self.backbone(image)))
-        return (nn.functional.interpolate(logits, size=image.shape[2:], mode='bilinear',
-                                          align_corners=self.head.align_corners), )
+        with AdaptivePooling():
+            return (window_logits(self.model, image), )
+
+
+def window_logits(model: nn.Module, image: Tensor) -> Tensor:
+    """Return the logits (B, classes, H, W) of an mmseg segmentor, not slid, without sigmoid."""
+    return model.encode_decode(image, [dict(img_shape=image.shape[2:])] * image.shape[0])
+
+
+class AdaptivePooling(TorchFunctionMode):
+    """Compute adaptive average pooling as matrix products, which can be exported for any size.
+
+    ONNX pools adaptively only to sizes that divide the input's, which must be fixed.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.adaptive_avg_pool2d:
+            return _adaptive_avg_pool2d(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+
+def _adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
+    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size, ) * 2
+    if all(size == 1 for size in sizes):
+        return input.mean((2, 3), keepdim=True)
+    rows, cols = (size if size is None else _bins(shape_as_tensor(input)[axis], size).to(input)
+                  for axis, size in zip((2, 3), sizes))
+    pooled = input if rows is None else rows @ input
+    return pooled if cols is None else pooled @ cols.T
+
+
+def _bins(count: Tensor, bins: int) -> Tensor:
+    """Return weights (bins, count) that average a line of ``count`` cells in bins."""
+    index, cells = torch.arange(bins)[:, None], torch.arange(count)
+    start, end = index * count // bins, ((index + 1) * count + bins - 1) // bins
+    return ((cells >= start) & (cells < end)) / (end - start)
 
 
 class TwoStageDetector(Traceable):
