@@ -1,16 +1,16 @@
 """Drawing of the predictions of a detector or segmentor on images and videos."""
 import warnings
-from copy import deepcopy
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import cv2
 import numpy as np
 from mmcv import VideoReader
 from mmengine.config import Config
-from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+from mmengine.registry import VISUALIZERS, init_default_scope
 
-from ..weights.compatibility import dataset_meta, load_compatible
+from ..utils.config import dataset_metainfo
+from ..weights.compatibility import load_compatible
 from .options import require_file
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -56,7 +56,7 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
         model = load(cfg, None, device=device)
     meta = load_compatible(model, checkpoint)
     init_default_scope(scope)
-    model.dataset_meta = {**getattr(model, 'dataset_meta', {}), **_metainfo(cfg, meta)}
+    model.dataset_meta = dataset_metainfo(cfg, meta)
     visualizer = VISUALIZERS.build(cfg.visualizer)
     visualizer.dataset_meta = model.dataset_meta
 
@@ -65,13 +65,6 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
         return visualizer.get_image()[..., ::-1]
 
     return draw
-
-
-def _metainfo(cfg: Config, meta: Mapping) -> dict:
-    """Return classes and palette of the checkpoint's ``meta``, or else of the test set."""
-    dataset = DATASETS.build(dict(deepcopy(cfg.test_dataloader.dataset), lazy_init=True))
-    merged = {**dataset.metainfo, **dataset_meta(meta)}
-    return {key: value for key, value in merged.items() if value is not None}
 
 
 def find_media(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]:

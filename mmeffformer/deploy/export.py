@@ -25,8 +25,9 @@ from ..datasets.shapes import draw
 from ..models.attention import AttentionBias
 from ..models.backbone import STRIDES
 from ..models.fuse import fuse
+from ..utils.config import dataset_metainfo
 from ..utils.registry import MODELS
-from ..weights.compatibility import dataset_meta, load_compatible
+from ..weights.compatibility import load_compatible
 from .comparison import Comparison, check_matches, compare
 from .graphs import Traceable, TwoStageDetector, traceable
 from .quantisation import TrainingImages, check_int8, quantise
@@ -63,7 +64,7 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
     cfg = deepcopy(cfg)
     cfg.model.backbone.init_cfg = None  # the checkpoint has every weight
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    classes = dataset_meta(load_compatible(model, checkpoint)).get('classes', ())
+    classes = dataset_metainfo(cfg, load_compatible(model, checkpoint))['classes']
     preprocessor = cfg.model.get('data_preprocessor') or {}
     meta = dict(config=Path(cfg.filename or '').name, checkpoint=Path(checkpoint).name,
                 channels='RGB' if preprocessor.get('bgr_to_rgb', False) else 'BGR',
