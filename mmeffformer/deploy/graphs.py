@@ -48,9 +48,24 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
         return TwoStageDetector(model).eval()
     if hasattr(model, 'encode_decode'):
         return Segmentor(model).eval()
-    raise ValueError(f'{type(model).__name__} cannot be exported whole: expected a two-stage '
-                     'detector such as MaskRCNN, or an EncoderDecoder. Export its backbone and '
-                     'neck (what=\'neck\')')
+    raise ValueError(f'{describe_part(model, "model")} cannot be exported: expected a two-stage '
+                     'detector such as MaskRCNN, or a segmentor. Export its backbone and neck '
+                     "(what='neck')")
+
+
+def input_channels(model: nn.Module) -> int:
+    """Return the channels of a model's input: those of its first convolution."""
+    return next(module.in_channels for module in model.modules()
+                if isinstance(module, nn.Conv2d))
+
+
+def describe_part(model: nn.Module, what: str) -> str:
+    """Return name and type of a part of PARTS, for 'model' those of the heads after the neck."""
+    parts = [(name, part) for name, part in model.named_children()
+             if name == what or what == 'model' and name.endswith('head')
+             and not name.startswith('auxiliary')] or [(what, model)]
+    return ', '.join(f'{name} of type {type(each).__name__}' for name, part in parts
+                     for each in (part if isinstance(part, nn.ModuleList) else [part]))
 
 
 class Traceable(nn.Module):
