@@ -23,7 +23,7 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
     """Return a part of a detector or segmentor, or the whole, as a module that can be traced.
 
     It shares the modules of ``model`` and sets them to eval mode. It maps normalised float
-    (B, 3, H, W) to a tuple of tensors, whose names are its ``output_names``.
+    (B, C, H, W) to a tuple of tensors, whose names are its ``output_names``.
 
     Args:
         model: A backbone, or an mmdet or mmseg model that has one.
@@ -49,8 +49,8 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
     if hasattr(model, 'encode_decode'):
         return Segmentor(model).eval()
     raise ValueError(f'{describe_part(model, "model")} cannot be exported: expected a two-stage '
-                     'detector such as MaskRCNN, or a segmentor. Export its backbone and neck '
-                     "(what='neck')")
+                     'detector such as MaskRCNN, or a segmentor. Export its backbone or neck '
+                     "(what='backbone' or 'neck')")
 
 
 def input_channels(model: nn.Module) -> int:
@@ -73,6 +73,14 @@ class Traceable(nn.Module):
 
     output_names: Tuple[str, ...] = ()
 
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+        """Return the outputs for an image (B, C, H, W)."""
+        with AdaptivePooling():
+            return self.compute(image)
+
+    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
+        raise NotImplementedError
+
 
 class Features(Traceable):
     """Feature maps of a backbone, or of a backbone and its neck, finest first."""
@@ -83,7 +91,7 @@ class Features(Traceable):
         count = neck[0].num_outs if neck else len(backbone.out_indices)
         self.output_names = tuple(f'feature{i}' for i in range(count))
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
         for module in self.modules_in_order:
             image = module(image)
         return tuple(image)
@@ -109,9 +117,8 @@ class Segmentor(Traceable):
                         scale_factor=child.scale_factor, mode=child.mode,
                         align_corners=child.align_corners))
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
-        with AdaptivePooling():
-            return (window_logits(self.model, image), )
+    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
+        return (window_logits(self.model, image), )
 
 
 def window_logits(model: nn.Module, image: Tensor) -> Tensor:
@@ -135,21 +142,21 @@ def _adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size, ) * 2
     if all(size == 1 for size in sizes):
         return input.mean((2, 3), keepdim=True)
-    rows, cols = (size if size is None else _bins(shape_as_tensor(input)[axis], size).to(input)
+    rows, cols = (size if size is None else _bins(shape_as_tensor(input)[axis], size, input.dtype)
                   for axis, size in zip((2, 3), sizes))
     pooled = input if rows is None else rows @ input
     return pooled if cols is None else pooled @ cols.T
 
 
-def _bins(count: Tensor, bins: int) -> Tensor:
+def _bins(count: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
     """Return weights (bins, count) that average a line of ``count`` cells in bins."""
     index, cells = torch.arange(bins)[:, None], torch.arange(count)
     start, end = index * count // bins, ((index + 1) * count + bins - 1) // bins
-    return ((cells >= start) & (cells < end)) / (end - start)
+    return ((cells >= start) & (cells < end)).to(dtype) / (end - start)
 
 
 class TwoStageDetector(Traceable):
-    """Detections of an mmdet Faster or Mask R-CNN in one image (1, 3, H, W), best first.
+    """Detections of an mmdet Faster or Mask R-CNN in one image (1, C, H, W), best first.
 
     Outputs: boxes (N, 4) as x1, y1, x2, y2 in px of the image; scores (N); labels (N), the
     classes' indices; and, with a mask head, masks (N, 28, 28), the probability of each cell of
@@ -165,7 +172,7 @@ class TwoStageDetector(Traceable):
         for i, base in enumerate(self.rpn.anchor_generator.base_anchors):
             self.register_buffer(f'anchors{i}', base, persistent=False)
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
         features = self.neck(self.backbone(image))
         size = shape_as_tensor(image)[[3, 2, 3, 2]].to(image)  # W, H, W, H
         boxes, scores, labels = self._classify(features, self._propose(features, size), size)
