@@ -66,9 +66,11 @@ def describe_input(cfg: Config, channels: int) -> dict:
     as_read = channels != 3 or any(step.get('imdecode_backend') == 'tifffile' for step in steps)
     turned = channels == 3 and any(preprocessor.get(key) for key in ('bgr_to_rgb', 'rgb_to_bgr'))
     order = ('as read', 'as read, reversed') if as_read else ('BGR', 'RGB')
-    mean, std = ([float(value) for value in preprocessor.get(key) or [default] * channels]
-                 for key, default in (('mean', 0), ('std', 1)))
-    return dict(channels=order[turned], mean=mean, std=std)
+    values = {}
+    for key, default in (('mean', 0), ('std', 1)):
+        given = [float(value) for value in preprocessor.get(key) or [default]]
+        values[key] = given * channels if len(given) == 1 else given
+    return dict(channels=order[turned], **values)
 
 
 def resized_inputs(channels: int, shape: Size, dynamic: bool, pictures: Sequence[Tensor],

@@ -12,7 +12,7 @@ from mmeffformer.deploy import export as exporting
 from mmeffformer.deploy import fuse
 from mmeffformer.deploy.comparison import MismatchError, compare, expected_outputs
 from mmeffformer.deploy.export import export
-from mmeffformer.deploy.runtimes import SUFFIXES, ExportedFile
+from mmeffformer.deploy.runtimes import ExportedFile
 
 RUNTIMES = ['onnx', 'openvino']
 
