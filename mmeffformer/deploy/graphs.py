@@ -16,6 +16,8 @@ from torch.onnx.operators import shape_as_tensor
 from torch.overrides import TorchFunctionMode
 from torchvision.ops import nms, roi_align
 
+from ..utils.config import class_name
+
 PARTS = ('backbone', 'neck', 'model')
 
 
@@ -255,8 +257,9 @@ def _settings(rpn: nn.Module, roi: nn.Module) -> Iterator[Tuple[str, Any, Any]]:
         yield kind('bbox_coder', head.bbox_coder, DeltaXYWHBBoxCoder)
         yield 'bbox_coder.add_ctr_clamp', head.bbox_coder.add_ctr_clamp, False
     for cfg in (rpn.test_cfg, roi.test_cfg):
-        yield 'test_cfg.nms.type', cfg.nms.get('type', 'nms'), 'nms'
-    for extractor in [roi.bbox_roi_extractor] + [roi.mask_roi_extractor] * roi.with_mask:
+        yield 'test_cfg.nms.type', class_name({'type': 'nms', **cfg.nms}), 'nms'
+    for extractor in filter(None, (roi.bbox_roi_extractor,
+                                   getattr(roi, 'mask_roi_extractor', None))):
         yield kind('roi_extractor', extractor, SingleRoIExtractor)
         for layer in extractor.roi_layers:
             yield kind('roi_layer', layer, RoIAlign)

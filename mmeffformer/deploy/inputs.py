@@ -41,7 +41,7 @@ def read_pictures(cfg: Config, preprocessor: nn.Module, files: Sequence[str]) ->
     pictures = []
     for file in files:
         try:
-            sample = pipeline(dict(img_path=str(file), img_id=0))
+            sample = pipeline(dict(img_path=str(file), img_id=0, seg_fields=[]))
             pictures.append(preprocess(preprocessor, sample))
         except Exception as error:  # pipelines may have transforms of any library
             raise ValueError(f'{file} cannot be read by the test pipeline of the config: '
