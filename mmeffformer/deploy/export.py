@@ -25,7 +25,7 @@ from ..datasets.shapes import draw
 from ..models.attention import AttentionBias
 from ..models.backbone import STRIDES
 from ..models.fuse import fuse
-from ..utils.config import dataset_metainfo
+from ..utils.config import dataset_metainfo, find_scope
 from ..utils.registry import MODELS
 from ..weights.compatibility import load_compatible
 from .comparison import Comparison, check_matches, compare
@@ -60,7 +60,7 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
     """
     if int8 is not None:
         check_int8(to)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(find_scope(cfg))
     cfg = deepcopy(cfg)
     cfg.model.backbone.init_cfg = None  # the checkpoint has every weight
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
