@@ -96,7 +96,8 @@ def read_config(path: str, options: Optional[dict] = None,
                 data_root: Optional[str] = None) -> Config:
     """Return the config of a file, with ``data_root`` and then ``options`` replaced.
 
-    Types that the config imports become names, see :func:`name_types`. Calls :func:`patch_mmengine`, so that a base such as ``mmseg::PATH`` is found.
+    Types that the config imports become names, see :func:`name_types`. Calls
+    :func:`patch_mmengine`, so that a base such as ``mmseg::PATH`` is found.
 
     Raises:
         FileNotFoundError: There is no such file.
