@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.model.weight_init import PretrainedInit
+from mmengine.model.weight_init import PretrainedInit, trunc_normal_
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from . import cpu
 from .arch import STAGES, Arch, is_integer, is_number
 from .attention import BIAS_MODES, MB3D, Grid
-from .layers import build_norm
+from .layers import ConvMlp, build_norm
 
 STRIDES = (4, 8, 16, 32)
 
@@ -115,6 +115,7 @@ class Backbone(BaseModule):
         # Stages after the last output never run. They stay, so that checkpoints are complete.
         self.stages[self.out_indices[-1] + 1:].requires_grad_(False)
         self._freeze()
+        self._start_layers()
 
     @property
     def out_channels(self) -> Tuple[int, ...]:
@@ -189,6 +190,15 @@ class Backbone(BaseModule):
             state_dict.clear()
             state_dict.update(self.state_dict())
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _start_layers(self) -> None:
+        """Initialise linear layers and the 1 x 1 convolutions of MLPs as the authors do."""
+        layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+        layers += [part.conv for mlp in self.modules() if isinstance(mlp, ConvMlp)
+                   for part in (mlp.expand, mlp.project)]
+        for layer in layers:
+            trunc_normal_(layer.weight, std=.02)
+            nn.init.zeros_(layer.bias)
 
     def _freeze(self) -> None:
         frozen = [self.stem, *self.stages[:self.frozen_stages]] if self.frozen_stages >= 0 else []

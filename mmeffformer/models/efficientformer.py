@@ -12,7 +12,6 @@ Shapes: B batch, C channels, H rows, W columns, N = H * W tokens.
 from functools import partial
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Union
 
-from mmengine.model.weight_init import trunc_normal_
 from torch import nn
 
 from ..utils.registry import MODELS
@@ -99,10 +98,6 @@ class EfficientFormer(Backbone):
             stages.append(self._stage(i, arch, downsample, kinds, cfgs, with_cp))
         super().__init__(arch, stem, stages, in_channels, out_indices, out_norm_cfg,
                          frozen_stages, norm_eval, init_cfg)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=.02)
-                nn.init.zeros_(module.bias)
 
     def _stage(self, stage: int, arch: Arch, downsample: Optional[nn.Module],
                kinds: Mapping[str, Callable[..., nn.Module]], cfgs: Sequence[dict],

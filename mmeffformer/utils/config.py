@@ -6,16 +6,17 @@ from colorsys import hsv_to_rgb
 from copy import deepcopy
 from itertools import count
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from mmengine import registry
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, TRANSFORMS, Registry
 
 Colour = Tuple[int, ...]  # RGB, 0 to 255
 
-PIPELINES = ('test_dataloader', 'val_dataloader')
-SPLITS = (*PIPELINES, 'train_dataloader')
+TESTING = ('test_dataloader', 'val_dataloader')
+LOADERS = (*TESTING, 'train_dataloader')
 GOLDEN_RATIO = 0.618034  # as a step it spreads any number of hues
 
 
@@ -44,6 +45,38 @@ def find_scope(cfg: Config) -> str:
     libraries = [module.partition('.')[0] for module in modules]
     return cfg.get('default_scope') or next(
         (name for name in libraries if name in ('mmdet', 'mmseg')), 'mmengine')
+
+
+def name_types(cfg: Config) -> None:
+    """Write the types that a config imports as names, and its library as its default scope.
+
+    mmengine saves an imported type as the path of its module. mmdet and mmcv do not find all
+    types by these paths, and tools that change configs would need to know both styles.
+    """
+    parts = [part for part in iter_dicts([cfg[key] for key in cfg])
+             if not isinstance(part.get('type', ''), str)]
+    if parts:
+        from mmcv import ops
+        cfg.default_scope = find_scope(cfg)
+        names = _registered_names(cfg.default_scope)
+    for part in parts:
+        kind = part['type']
+        name = getattr(kind, '__name__', '')  # operators of mmcv have no registry
+        part['type'] = name if getattr(ops, name, None) is kind else names.get(kind, kind)
+
+
+def _registered_names(scope: str) -> Dict[Any, str]:
+    """Return the name of every class and function in mmengine's registries, seen from a scope."""
+    names = {}
+    for root in vars(registry).values():
+        if isinstance(root, Registry):
+            own = root.children.get(scope, root)
+            for each in (*root.children.values(), root, own):
+                each.import_from_location()
+                for name, kind in each.module_dict.items():
+                    hidden = each is not own and (each is not root or name in own.module_dict)
+                    names[kind] = f'{each.scope}.{name}' if hidden else name
+    return names
 
 
 def model_cfg(cfg: Config) -> ConfigDict:
@@ -83,13 +116,13 @@ def test_pipeline_cfg(cfg: Config) -> list:
     Raises:
         ValueError: There is no such pipeline.
     """
-    datasets = [(cfg.get(split) or {}).get('dataset') for split in PIPELINES]
+    datasets = [(cfg.get(loader) or {}).get('dataset') for loader in TESTING]
     for steps in [*map(_pipeline, datasets), cfg.get('test_pipeline')]:
         if steps:
-            with TRANSFORMS.switch_scope_and_registry(find_scope(cfg)) as registry:
-                return _without_annotations(deepcopy(steps), registry)
+            with TRANSFORMS.switch_scope_and_registry(find_scope(cfg)) as transforms:
+                return _without_annotations(deepcopy(steps), transforms)
     raise ValueError('the config has no pipeline for images: expected one in '
-                     + ', '.join(f'{split}.dataset.pipeline' for split in PIPELINES)
+                     + ', '.join(f'{loader}.dataset.pipeline' for loader in TESTING)
                      + ' or test_pipeline')
 
 
@@ -109,23 +142,23 @@ def _wrapped(dataset: Mapping) -> List[dict]:
     return [part for part in parts if isinstance(part, dict)]
 
 
-def _without_annotations(steps: Sequence, registry: Registry) -> list:
+def _without_annotations(steps: Sequence, transforms: Registry) -> list:
     """Return the steps, and those nested in them, that load no annotations."""
     kept = []
     for step in steps:
         if isinstance(step, (list, tuple)):
-            kept += [inner] if (inner := _without_annotations(step, registry)) else []
-        elif not _loads_annotations(step, registry):
+            kept += [inner] if (inner := _without_annotations(step, transforms)) else []
+        elif not _loads_annotations(step, transforms):
             if isinstance(step.get('transforms'), (list, tuple)):
-                step['transforms'] = _without_annotations(step['transforms'], registry)
+                step['transforms'] = _without_annotations(step['transforms'], transforms)
             kept.append(step)
     return kept
 
 
-def _loads_annotations(step: Mapping, registry: Registry) -> bool:
+def _loads_annotations(step: Mapping, transforms: Registry) -> bool:
     from mmcv.transforms import LoadAnnotations
     kind = step.get('type')
-    kind = registry.get(kind) if isinstance(kind, str) else kind
+    kind = transforms.get(kind) if isinstance(kind, str) else kind
     # mmseg's own loaders of annotations do not all derive from mmcv's.
     return 'Annotation' in class_name(step) or (
         isinstance(kind, type) and issubclass(kind, LoadAnnotations))
@@ -173,11 +206,11 @@ def _metainfo(cfg: Config) -> Tuple[dict, dict]:
     """Return the metadata that the data sets are given, and that of their types."""
     given: dict = {}
     default: dict = {}
-    with DATASETS.switch_scope_and_registry(find_scope(cfg)) as registry:
-        for split in SPLITS:
-            for dataset in _leaves((cfg.get(split) or {}).get('dataset')):
+    with DATASETS.switch_scope_and_registry(find_scope(cfg)) as datasets:
+        for loader in LOADERS:
+            for dataset in _leaves((cfg.get(loader) or {}).get('dataset')):
                 kind = dataset.get('type')
-                kind = registry.get(kind) if isinstance(kind, str) else kind
+                kind = datasets.get(kind) if isinstance(kind, str) else kind
                 for key, value in (dataset.get('metainfo') or {}).items():
                     given.setdefault(key, value)
                 for key, value in (getattr(kind, 'METAINFO', None) or {}).items():

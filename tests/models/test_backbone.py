@@ -1,13 +1,14 @@
 """The contract that both backbones keep."""
-
 import pytest
 import torch
 from mmengine.utils import digit_version
 from support.helpers import assert_close, image
 from torch import nn
+from torch.distributions import Normal, Uniform
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
 from mmeffformer.models.attention import MB3D
+from mmeffformer.search.supernet import SuperEfficientFormer
 
 # Networks of every kind of part that run in milliseconds.
 ARCH = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
@@ -32,6 +33,28 @@ def test_parameters_as_published(kind, arch, classifier):
     channels = backbone.out_channels[-1]
     top = 2 * channels + 2 * (channels * 1000 + 1000)
     assert sum(p.numel() for p in backbone.parameters()) + top == classifier
+
+
+def is_drawn_from(values, distribution) -> bool:
+    """Return what the test of Kolmogorov and Smirnov says, wrong for one sample in 100,000."""
+    cdf = distribution.cdf(values.detach().flatten().sort().values)
+    steps = torch.linspace(0, 1, len(cdf) + 1)
+    return torch.maximum(cdf - steps[:-1], steps[1:] - cdf).max() < 2.47 * len(cdf) ** -.5
+
+
+@pytest.mark.parametrize('kind', [EfficientFormer, EfficientFormerV2, SuperEfficientFormer])
+def test_fresh_weights_have_the_distributions_of_the_authors(kind):
+    torch.manual_seed(0)
+    linear = 0
+    for name, layer in kind(ARCH).named_modules():
+        if isinstance(layer, nn.Linear) or name.endswith(('mlp.expand.conv', 'mlp.project.conv')):
+            assert is_drawn_from(layer.weight, Normal(0, .02)) and not layer.bias.any(), name
+            linear += 1
+        elif isinstance(layer, nn.Conv2d):
+            bound = layer.weight[0].numel() ** -.5
+            assert is_drawn_from(layer.weight, Uniform(-bound, bound)), name
+            assert is_drawn_from(layer.bias, Uniform(-bound, bound)), name
+    assert linear == {EfficientFormer: 20, EfficientFormerV2: 14, SuperEfficientFormer: 34}[kind]
 
 
 @pytest.mark.parametrize('out_indices', [(3,), (0, 2), (1, 2, 3)])

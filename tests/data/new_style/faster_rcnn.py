@@ -6,9 +6,9 @@ with read_base():
     from .runtime import *
 
 from mmcv.ops import RoIAlign, nms
-from mmcv.transforms import LoadImageFromFile, RandomFlip
+from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
-from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, Resize
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomFlip, Resize
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.evaluation import CocoMetric
 from mmdet.models import (
