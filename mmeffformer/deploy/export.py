@@ -179,7 +179,7 @@ def _write_checked(model: nn.Module, what: str, file: Path, to: str, inputs: Seq
     except OSError:  # of the file system
         raise
     except Exception as error:  # exporters and runtimes share no exception class
-        # The parts before passed by themselves, or else one of them is named.
+        # If a smaller part fails too, it is the one that is named.
         for smaller in PARTS[:PARTS.index(what)]:
             if smaller == 'backbone' or getattr(model, smaller, None) is not None:
                 _write_checked(model, smaller, file, to, inputs, meta)
