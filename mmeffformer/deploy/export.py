@@ -169,13 +169,13 @@ def _write_checked(model: nn.Module, what: str, file: Path, to: str, inputs: Seq
     try:
         WRITERS[to](part, file, inputs[0], meta)
         written = True
-        if to != 'coreml' or RUNS:
-            compared = compare(model, what, ExportedFile(file, to), inputs, meta['precision'])
-            check_matches(compared, to)
-            return compared
-        check_program(file, inputs[0], expected_outputs(model, what, inputs[0]),
-                      meta['precision'])
-        return []
+        if to == 'coreml' and not RUNS:
+            expected = expected_outputs(model, what, inputs[0])
+            check_program(file, inputs[0], expected, meta['precision'])
+            return []
+        compared = compare(model, what, ExportedFile(file, to), inputs, meta['precision'])
+        check_matches(compared, to)
+        return compared
     except OSError:  # of the file system
         raise
     except Exception as error:  # exporters and runtimes share no exception class
@@ -183,16 +183,23 @@ def _write_checked(model: nn.Module, what: str, file: Path, to: str, inputs: Seq
         for smaller in PARTS[:PARTS.index(what)]:
             if smaller == 'backbone' or getattr(model, smaller, None) is not None:
                 _write_checked(model, smaller, file, to, inputs, meta)
-        kind = MismatchError if isinstance(error, MismatchError) else ValueError
-        reason = ' '.join(str(error.__cause__ or error).split())[:300] or type(error).__name__
-        if kind is MismatchError:
-            reason = str(error)
-            if not _repeatable(model, what, inputs[0]):
-                reason = 'PyTorch computes other values at each run'
+        mismatch = isinstance(error, MismatchError)
+        reason = _reason(error)
+        if mismatch and not _repeatable(model, what, inputs[0]):
+            reason = 'PyTorch computes other values at each run'
         elif written and meta['dynamic']:
-            reason += '. Without --dynamic it may be possible'
-        raise kind(f'{file.name} was not written: {describe_part(model, what)} cannot be exported '
-                   f'to {to}: {reason}') from error
+            reason += '\nWithout --dynamic it may be possible'
+        raise (MismatchError if mismatch else ValueError)(
+            f'{file.name} was not written: {describe_part(model, what)} cannot be exported to '
+            f'{to}: {reason}') from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error, of other libraries only the start of it."""
+    if isinstance(error, MismatchError):
+        return str(error)
+    # ExportedFile names a file that the user never sees, and the runtime's error is its cause.
+    return ' '.join(str(error.__cause__ or error).split())[:300] or type(error).__name__
 
 
 def _repeatable(model: nn.Module, what: str, image: Tensor) -> bool:
