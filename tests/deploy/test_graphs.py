@@ -5,6 +5,7 @@ from support.helpers import image
 from torch import nn
 
 from mmeffformer import EfficientFormer
+from mmeffformer.deploy.comparison import compare
 from mmeffformer.deploy.graphs import AdaptivePooling, describe_part, input_channels, traceable
 
 
@@ -38,6 +39,17 @@ def test_input_channels_and_names_of_parts(build):
 def test_models_that_cannot_be_exported_whole(name, options, message, build):
     with pytest.raises(ValueError, match=message):
         traceable(build(name, **options))
+
+
+def test_detector_without_masks(build):
+    model = build('maskrcnn', **{'model.roi_head.mask_head': None,
+                                 'model.roi_head.mask_roi_extractor': None})
+    part = traceable(model)
+    assert part.output_names == ('boxes', 'scores', 'labels')
+    with torch.no_grad():
+        compared = compare(model, 'model', lambda x: dict(zip(part.output_names, part(x))),
+                           [image(64, 96)])
+    assert len(compared) == 4 and all(each.matches for each in compared)
 
 
 def test_other_heads(build):
