@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 
 from mmeffformer.apis.options import exit_on_error, read_config
 from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
+from mmeffformer.utils.config import find_scope
 from mmeffformer.utils.registry import MODELS
 from mmeffformer.weights import LAYOUTS
 from mmeffformer.weights.conversion import save_checkpoint, transfer_backbone, transfer_model
@@ -48,7 +49,7 @@ def main():
         if 'backbone' not in cfg.get('model', {}):
             raise ValueError(f'{args.config} has no model.backbone')
         cfg.model.backbone.init_cfg = None  # its weights would be replaced
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        init_default_scope(find_scope(cfg))
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         checkpoint = transfer_model(args.checkpoint, model)
         path = save_checkpoint(checkpoint, args.out, Path(args.config).stem)

@@ -24,8 +24,12 @@ def main():
                         help='take images of any size from 32 px (onnx and openvino)')
     parser.add_argument('--out', metavar='FILE',
                         help='what to write (default: in exported/, named after the config)')
+    parser.add_argument('--precision', choices=['fp16', 'fp32'],
+                        help='of weights and operators: coreml fp16 (default) or fp32, onnx and '
+                        'openvino fp32')
     parser.add_argument('--images', nargs='+', default=[], metavar='FILE',
-                        help='compare on these, besides random inputs (default: two drawn ones)')
+                        help='compare on these, read by the test pipeline, besides random inputs '
+                        '(default: two drawn ones)')
     parser.add_argument('--int8', action='store_true',
                         help="compute in int8 (openvino), calibrated on images of the config's "
                         'training set')
@@ -43,10 +47,10 @@ def main():
                            f'{SUFFIXES[args.to]}')
         compared = export_checkpoint(cfg, require_file(args.checkpoint, 'checkpoint'), out,
                                      args.to, args.what, args.shape, args.dynamic, args.images,
-                                     args.int8_images if args.int8 else None)
+                                     args.int8_images if args.int8 else None, args.precision)
     print('\n'.join(map(str, compared)) or
-          'not compared with PyTorch: Core ML runs on macOS only; export it there to have it '
-          'compared')
+          'checked: inputs, outputs, operators and types of the program. Its values are compared '
+          'with PyTorch on macOS only, where Core ML runs')
     print(f'saved as {out}')
 
 

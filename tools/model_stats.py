@@ -11,6 +11,7 @@ from torch import nn
 from mmeffformer.apis.options import exit_on_error, read_config
 from mmeffformer.models import ARCHS, ARCHS_V2, backbone_named
 from mmeffformer.utils.complexity import complexity
+from mmeffformer.utils.config import find_scope
 from mmeffformer.utils.console import print_table
 from mmeffformer.utils.registry import MODELS
 
@@ -22,7 +23,7 @@ def build(model: str) -> nn.Module:
     cfg = read_config(model)
     if 'backbone' not in cfg.get('model', {}):
         raise ValueError(f'{model} has no model.backbone to measure')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(find_scope(cfg))
     return nn.Sequential(OrderedDict((name, MODELS.build(cfg.model[name]))
                                      for name in ('backbone', 'neck') if name in cfg.model))
 

@@ -24,7 +24,7 @@ from mmeffformer.apis.options import (
 from mmeffformer.apis.report import record_evaluation
 from mmeffformer.datasets import check_dataset
 from mmeffformer.deploy.evaluation import ExportedModel
-from mmeffformer.deploy.runtimes import ExportedFile
+from mmeffformer.deploy.runtimes import ExportedFile, SizeError
 from mmeffformer.engine.launch import exit_distributed, is_local_main_process
 from mmeffformer.engine.runner import Runner
 from mmeffformer.utils.errors import TrainingStopped
@@ -99,7 +99,7 @@ def main():
             runner.check_data(('test', ))
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
-    with exit_on_error(TrainingStopped):
+    with exit_on_error((TrainingStopped, SizeError)):
         metrics = runner.test()
     if is_main_process() and args.checkpoint:
         record_evaluation(runner, args.config, args.checkpoint, metrics)

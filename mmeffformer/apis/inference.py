@@ -1,95 +1,198 @@
 """Drawing of the predictions of a detector or segmentor on images and videos."""
-import warnings
+import tempfile
+from contextlib import contextmanager
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import cv2
 import numpy as np
+import torch
 from mmcv import VideoReader
+from mmcv.transforms import Compose, LoadImageFromFile
 from mmengine.config import Config
-from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, TRANSFORMS, VISUALIZERS, init_default_scope
 
-from ..weights.compatibility import dataset_meta, load_compatible
+from ..utils.config import dataset_metainfo, find_scope, model_cfg, test_pipeline_cfg
+from ..weights.compatibility import load_compatible
 from .options import require_file
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
 
 
-class UnreadableError(ValueError):
-    """A file is not the image or video that its suffix promises."""
+class PictureError(ValueError):
+    """An image or video cannot be read, processed or drawn."""
 
 
-Draw = Callable[[np.ndarray], np.ndarray]
+Draw = Callable[[Path], np.ndarray]
+
+
+class Predictor:
+    """A trained detector or segmentor that predicts on image files as tools/test.py does.
+
+    It needs no data set. Images are read by the pipeline of testing, without annotations.
+
+    Args:
+        cfg: A config of mmdet or mmseg.
+        checkpoint: The file with its weights.
+        device: Device of the model, for example 'cpu' or 'cuda:0'.
+
+    Attributes:
+        metainfo: Classes and palette.
+
+    Raises:
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: The config is for neither library or has no pipeline, the checkpoint does not
+            fit its model, or the device is missing.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu'):
+        require_file(checkpoint, 'checkpoint')
+        init_scope(cfg)
+        self.steps = Compose(test_pipeline_cfg(cfg)).transforms
+        self.model = revert_sync_batchnorm(MODELS.build(model_cfg(cfg)))
+        self.metainfo = dataset_metainfo(cfg, load_compatible(self.model, checkpoint))
+        try:
+            self.model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
+            raise ValueError(f'device {device!r} cannot be used: {error}') from error
+
+    def __call__(self, path: Path) -> Tuple[Any, np.ndarray]:
+        """Return the prediction for an image, as the library's data sample, and the image.
+
+        The image is as the pipeline loads it: (H, W) or (H, W, C), of any dtype.
+
+        Raises:
+            PictureError: The image cannot be read or processed.
+        """
+        data: dict = dict(img_path=str(path), img_id=0, seg_fields=[])
+        image = None
+        for step in self.steps:
+            with naming_errors(f'cannot be read as an image by {type(step).__name__}'
+                               if image is None else
+                               f'cannot be processed by {type(step).__name__}'):
+                data = step(data)
+                if image is None and 'img' in data:
+                    image = np.array(data['img'])
+                    if getattr(step, 'imdecode_backend', '') == 'tifffile' and image.ndim == 3:
+                        image[..., :3] = image[..., 2::-1]  # the only backend that returns RGB
+        if image is None:
+            raise PictureError('is not loaded: no step of the test pipeline returns img')
+        with naming_errors('cannot be processed by the model'), torch.no_grad():
+            sample, = self.model.test_step(pseudo_collate([data]))
+        return sample, image
+
+
+def init_scope(cfg: Config) -> None:
+    """Make the library of a config the default scope.
+
+    Raises:
+        ValueError: It is neither mmdet nor mmseg.
+    """
+    scope = find_scope(cfg)
+    if scope not in ('mmdet', 'mmseg'):
+        raise ValueError(f'config with default_scope {scope!r}: expected mmdet or mmseg')
+    init_default_scope(scope)
+
+
+@contextmanager
+def naming_errors(what: str) -> Iterator[None]:
+    """Context manager: raise any error as a :class:`PictureError` of one line."""
+    try:
+        yield
+    except Exception as error:  # transforms and models of any library can fail in any way
+        text = ' '.join(str(error).split())
+        raise PictureError(f'{what}: {type(error).__name__}: {text}') from error
 
 
 def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: float = 0.3) -> Draw:
-    """Return a function that draws the predictions for an image on a copy of it.
+    """Return a function that draws the predictions for an image file on a copy of the image.
 
-    Images are uint8 (H, W, 3) in BGR order, as cv2 reads them.
+    The copy is uint8 (H, W, 3) in BGR order. The function raises a :class:`PictureError` if the
+    image cannot be read, processed or drawn.
 
     Args:
-        cfg: A config with ``default_scope`` 'mmdet' or 'mmseg'.
-        checkpoint: The file with its weights.
-        device: Device of the model, for example 'cpu' or 'cuda:0'.
+        cfg, checkpoint, device: As for :class:`Predictor`.
         score_thr: Detections below this score are not drawn.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
-        ValueError: The config is for neither detection nor segmentation, or the checkpoint does
-            not fit its model.
+        ValueError: As for :class:`Predictor`, or the config has no visualizer.
     """
-    scope = cfg.get('default_scope')
-    if scope == 'mmdet':
-        from mmdet.apis import inference_detector as predict
-        from mmdet.apis import init_detector as load
-        options = dict(draw_gt=False, pred_score_thr=score_thr)
-    elif scope == 'mmseg':
-        from mmseg.apis import inference_model as predict
-        from mmseg.apis import init_model as load
-        options = dict(draw_gt=False, with_labels=False)
-    else:
-        raise ValueError(f'config with default_scope {scope!r}: expected mmdet or mmseg')
-    require_file(checkpoint, 'checkpoint')
-    with warnings.catch_warnings(record=True):  # of mmdet, that no checkpoint is loaded
-        model = load(cfg, None, device=device)
-    meta = load_compatible(model, checkpoint)
-    init_default_scope(scope)
-    model.dataset_meta = {**getattr(model, 'dataset_meta', {}), **_metainfo(cfg, meta)}
-    visualizer = VISUALIZERS.build(cfg.visualizer)
-    visualizer.dataset_meta = model.dataset_meta
+    if not cfg.get('visualizer'):
+        name = 'SegLocalVisualizer' if find_scope(cfg) == 'mmseg' else 'DetLocalVisualizer'
+        raise ValueError('the config has no visualizer to draw with: expected '
+                         f"visualizer=dict(type='{name}')")
+    predict = Predictor(cfg, checkpoint, device)
+    options = deepcopy(cfg.visualizer)
+    for key in ('vis_backends', 'save_dir'):  # nothing is saved by it
+        options.pop(key, None)
+    options.name = f'drawer {id(predict)}'  # mmengine keeps one visualizer of each name
+    visualizer = VISUALIZERS.build(options)
+    visualizer.dataset_meta = predict.metainfo
+    known = signature(visualizer.add_datasample).parameters
+    settings = dict(draw_gt=False, pred_score_thr=score_thr, with_labels=False)
+    settings = {key: value for key, value in settings.items() if key in known}
 
-    def draw(image: np.ndarray) -> np.ndarray:
-        visualizer.add_datasample('prediction', image[..., ::-1], predict(model, image), **options)
-        return visualizer.get_image()[..., ::-1]
+    def draw(path: Path) -> np.ndarray:
+        sample, image = predict(path)
+        with naming_errors('cannot be drawn'):
+            visualizer.add_datasample('prediction', to_rgb(image), sample, **settings)
+            return visualizer.get_image()[..., ::-1]
 
     return draw
 
 
-def _metainfo(cfg: Config, meta: Mapping) -> dict:
-    """Return classes and palette of the checkpoint's ``meta``, or else of the test set."""
-    dataset = DATASETS.build(dict(deepcopy(cfg.test_dataloader.dataset), lazy_init=True))
-    merged = {**dataset.metainfo, **dataset_meta(meta)}
-    return {key: value for key, value in merged.items() if value is not None}
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Return an image to look at, uint8 (H, W, 3) in RGB order, for one of any dtype.
+
+    Args:
+        image: (H, W) or (H, W, C). The first three of its channels are blue, green and red; if
+            there are fewer, the first one is grey. Values beyond 0 to 255 are scaled.
+    """
+    image = image if image.ndim == 3 else image[..., None]
+    image = image[..., 2::-1] if image.shape[-1] > 2 else image[..., :1].repeat(3, -1)
+    if image.dtype != np.uint8:
+        image = np.nan_to_num(image.astype(np.float64))
+        low, high = image.min(), image.max()
+        if low < 0 or not 1 < high <= 255:
+            image = (image - low) / (high - low or 1) * 255
+    return np.ascontiguousarray(image.astype(np.uint8))
 
 
-def find_media(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]:
+def reads_any_file(cfg: Config) -> bool:
+    """Return whether the pipeline loads images by another class than mmcv's.
+
+    Such a loader decides itself which files are images.
+    """
+    init_scope(cfg)
+    kind = test_pipeline_cfg(cfg)[0]['type']
+    return (TRANSFORMS.get(kind) if isinstance(kind, str) else kind) is not LoadImageFromFile
+
+
+def find_media(inputs: Sequence[str], out_dir: Path,
+               any_file: bool = False) -> List[Tuple[Path, Path]]:
     """Return (file, drawn file) for each image and video among ``inputs``.
 
-    An input that is a folder is searched for them. Its structure is kept below ``out_dir``, and
-    files in ``out_dir`` are skipped.
+    An input that is a folder is searched for them, by suffix unless ``any_file``. Its structure
+    is kept below ``out_dir``, and files in ``out_dir`` are skipped.
 
     Raises:
         FileNotFoundError: An input does not exist, or a folder has no images or videos.
-        ValueError: The suffix of a file is neither of an image nor of a video, or a drawn file
-            would overwrite another one or its own input.
+        ValueError: A drawn file would overwrite another one or its own input.
     """
     found: Dict[Path, Path] = {}  # drawn file: file
-    for path, name in (pair for given in inputs for pair in _expand(Path(given), out_dir)):
+    for path, name in (pair for given in inputs
+                       for pair in _expand(Path(given), out_dir, any_file)):
         target = out_dir / name
         if path.suffix.lower() in VIDEO_SUFFIXES:
             target = target.with_name(f'{name.name}.mp4')
+        elif not cv2.haveImageWriter(str(target)):
+            target = target.with_name(f'{name.name}.png')
         if target in found or target.resolve() == path.resolve():
             raise ValueError(
                 f'{target} would be overwritten, for {path} and {found.get(target, path)}; choose '
@@ -98,37 +201,47 @@ def find_media(inputs: Sequence[str], out_dir: Path) -> List[Tuple[Path, Path]]:
     return [(path, target) for target, path in found.items()]
 
 
-def _expand(given: Path, out_dir: Path) -> List[Tuple[Path, Path]]:
+def _expand(given: Path, out_dir: Path, any_file: bool) -> List[Tuple[Path, Path]]:
     """Return (file, file relative to ``out_dir``) for an input or each file in it."""
     known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
     if given.is_dir():
         files = [path for path in sorted(given.rglob('*'))
-                 if path.is_file() and path.suffix.lower() in known
+                 if path.is_file() and (any_file or path.suffix.lower() in known)
                  and out_dir.resolve() not in path.resolve().parents]
         if not files:
-            raise FileNotFoundError(f'folder {given} has no files with suffix {", ".join(known)}')
+            raise FileNotFoundError(f'folder {given} has no files' + (
+                '' if any_file else f' with suffix {", ".join(known)}; pass others by name'))
         return [(path, path.relative_to(given)) for path in files]
     if not given.is_file():
         raise FileNotFoundError(f'input {given} does not exist')
-    if given.suffix.lower() not in known:
-        raise ValueError(f'input {given} is neither an image nor a video; known suffixes are '
-                         f'{", ".join(known)}')
     return [(given, Path(given.name))]
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder for drawn files.
+
+    Raises:
+        OSError: It cannot be created or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OSError(f'{path} cannot be used as the folder for drawn files: {error.strerror}'
+                      ) from error
 
 
 def draw_image(draw: Draw, source: Path, target: Path) -> np.ndarray:
     """Draw on the image ``source``, save the result as ``target`` and return it.
 
     Raises:
-        UnreadableError: ``source`` is not an image.
+        PictureError: ``source`` cannot be read, processed or drawn, or the result not be saved.
     """
-    image = cv2.imread(str(source))
-    if image is None:
-        raise UnreadableError(f'{source} cannot be read as an image')
-    drawn = draw(image)
+    drawn = draw(source)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(target), drawn):
-        raise OSError(f'{target} cannot be written')
+    with naming_errors(f'cannot be saved as {target}'):
+        if not cv2.imwrite(str(target), drawn):
+            raise OSError('the file cannot be written')
     return drawn
 
 
@@ -139,23 +252,27 @@ def draw_video(draw: Draw, source: Path, target: Path) -> int:
         The number of frames.
 
     Raises:
-        UnreadableError: ``source`` is not a video.
+        PictureError: ``source`` is not a video, or a frame cannot be read, processed or drawn.
     """
     reader = VideoReader(str(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     writer, frames = None, 0
-    try:
-        for frame in reader:
-            if writer is None:
-                writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*'mp4v'),
-                                         reader.fps or 25, frame.shape[1::-1])
-                if not writer.isOpened():
-                    raise OSError(f'{target} cannot be written')
-            writer.write(np.ascontiguousarray(draw(frame)))
-            frames += 1
-    finally:
-        if writer is not None:
-            writer.release()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'frame.png'  # for the loader of the pipeline
+        try:
+            for frame in reader:
+                cv2.imwrite(str(file), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+                drawn = draw(file)
+                if writer is None:
+                    writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*'mp4v'),
+                                             reader.fps or 25, drawn.shape[1::-1])
+                    if not writer.isOpened():
+                        raise PictureError(f'cannot be saved as {target}')
+                writer.write(np.ascontiguousarray(drawn))
+                frames += 1
+        finally:
+            if writer is not None:
+                writer.release()
     if not frames:
-        raise UnreadableError(f'{source} cannot be read as a video')
+        raise PictureError('cannot be read as a video')
     return frames

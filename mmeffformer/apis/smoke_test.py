@@ -9,7 +9,7 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 
-from ..utils.config import iter_dicts
+from ..utils.config import class_name, iter_dicts, model_cfg, preprocessor_cfg
 from .swap import find_target
 
 
@@ -19,6 +19,7 @@ def build_model(cfg: Config) -> BaseModel:
     It pads images to multiples of 32 px rather than to the crop of the config.
     """
     cfg = deepcopy(cfg)
+    cfg.model = model_cfg(cfg)
     target = find_target(cfg)
     for part in iter_dicts(target):
         part.pop('pretrained', None)
@@ -76,10 +77,10 @@ def train_and_predict(cfg: Config, model: BaseModel,
 
 def _detection(cfg: Config, sizes: Sequence[Tuple[int, int]]) -> dict:
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals, demo_track_inputs
-    shapes = [[3, *size] for size in sizes]
-    with_mask = any(part.get('with_mask', 'Panoptic' in str(part.get('type')))
+    shapes = [[find_target(cfg).backbone.get('in_channels', 3), *size] for size in sizes]
+    with_mask = any(part.get('with_mask', 'Panoptic' in class_name(part))
                     for part in iter_dicts(cfg.get('train_dataloader')))
-    if find_target(cfg) is cfg.model and 'Track' in str(cfg.model.data_preprocessor.type):
+    if find_target(cfg) is cfg.model and 'Track' in class_name(preprocessor_cfg(cfg) or {}):
         return demo_track_inputs(batch_size=1, num_frames=2, image_shapes=shapes[:1],
                                  num_classes=2, with_mask=with_mask)
     data = demo_mm_inputs(len(shapes), shapes, num_items=[3] * len(shapes), num_classes=2,
@@ -87,7 +88,7 @@ def _detection(cfg: Config, sizes: Sequence[Tuple[int, int]]) -> dict:
     for sample in data['data_samples']:
         sample.gt_instances.labels %= _num_classes(cfg)
         sample.set_metainfo(dict(scale_factor=(1., 1.)))
-    if cfg.model.type == 'FastRCNN':
+    if class_name(cfg.model) == 'FastRCNN':
         for sample, proposals in zip(data['data_samples'], demo_mm_proposals(shapes, 100)):
             sample.proposals = proposals
     return data
@@ -96,12 +97,13 @@ def _detection(cfg: Config, sizes: Sequence[Tuple[int, int]]) -> dict:
 def _segmentation(cfg: Config, sizes: Sequence[Tuple[int, int]]) -> dict:
     from mmseg.structures import SegDataSample
     generator = torch.Generator().manual_seed(0)
-    images, samples = [], []
+    images, samples, channels = [], [], find_target(cfg).backbone.get('in_channels', 3)
     for size in sizes:
         labels = torch.randint(_num_classes(cfg), (1, *size), generator=generator)
         samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels),
                                      metainfo=dict(img_shape=size, ori_shape=size)))
-        images.append(torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8))
+        images.append(torch.randint(256, (channels, *size), generator=generator,
+                                    dtype=torch.uint8))
     return dict(inputs=images, data_samples=samples)
 
 

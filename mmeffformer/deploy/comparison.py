@@ -3,12 +3,13 @@
 Shapes: H rows, W columns, N detections.
 """
 import math
-from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
+
+from .graphs import window_logits
 
 Outputs = Dict[str, Tensor]
 
@@ -18,10 +19,13 @@ TOLERANCE = 1e-3
 # Rounding decides whether a box is among the best 1000, or overlaps by just the threshold of
 # nms, and then another box is kept. Trained detectors have few such detections.
 DETECTIONS_TOLERANCE = 0.02
+# fp16 gives 0.001 to 0.003 in PyTorch, which adds up in fp32.
+FP16_TOLERANCE = 2e-2
 # Norm of an int8 output's errors, relative to the norm of its values. Rounding to 255 steps gives
 # 0.01 to 0.05; activation ranges of other images soon give 1. Detections near the threshold come
 # and go, and where int8 moves a box, its mask moves along.
 INT8_TOLERANCE, INT8_DETECTIONS_TOLERANCE, INT8_IOU = 0.1, 0.2, 0.5
+TOLERANCES = dict(fp32=TOLERANCE, fp16=FP16_TOLERANCE, int8=INT8_TOLERANCE)
 
 
 class MismatchError(ValueError):
@@ -57,7 +61,7 @@ class Comparison(NamedTuple):
 
 
 def compare(model: nn.Module, what: str, run: Callable[[Tensor], Outputs],
-            inputs: Sequence[Tensor], int8: bool = False) -> List[Comparison]:
+            inputs: Sequence[Tensor], precision: str = 'fp32') -> List[Comparison]:
     """Compare the outputs of a model of mmdet or mmseg with those of an exported file.
 
     Detections may come in any order. The counterpart of a detection has the same label and,
@@ -69,11 +73,12 @@ def compare(model: nn.Module, what: str, run: Callable[[Tensor], Outputs],
         what: The part exported, see :func:`mmeffformer.deploy.graphs.traceable`.
         run: Maps a float image (1, 3, H, W) to outputs by name.
         inputs: Images to compare on.
-        int8: Whether ``run`` computes in int8.
+        precision: 'fp32', 'fp16' or 'int8', in which ``run`` computes.
 
     Raises:
         MismatchError: An output has another shape.
     """
+    int8 = precision == 'int8'
     found: Dict[str, List[Tuple[float, float]]] = {}  # error and reference of each input
     for image in inputs:
         expected, actual = expected_outputs(model, what, image), run(image)
@@ -84,7 +89,7 @@ def compare(model: nn.Module, what: str, run: Callable[[Tensor], Outputs],
             found.setdefault(name, []).append(_errors(name, value, actual[name], image, int8))
     compared = []
     for name, pairs in found.items():
-        tolerance = INT8_TOLERANCE if int8 else TOLERANCE
+        tolerance = TOLERANCES[precision]
         if name == 'detections' or int8 and name in ('boxes', 'masks'):
             tolerance = INT8_DETECTIONS_TOLERANCE if int8 else DETECTIONS_TOLERANCE
         if name == 'detections':
@@ -95,12 +100,15 @@ def compare(model: nn.Module, what: str, run: Callable[[Tensor], Outputs],
     return compared
 
 
-def check_matches(compared: Sequence[Comparison], path: Path, runtime: str) -> None:
-    """Raise a MismatchError that lists the outputs which do not match, if there are any."""
+def check_matches(compared: Sequence[Comparison], subject: str) -> None:
+    """Raise a MismatchError that lists the outputs which do not match, if there are any.
+
+    Its message starts with ``subject``, what computed them.
+    """
     wrong = [str(each) for each in compared if not each.matches]
     if wrong:
-        raise MismatchError(f'{path} was not written: {runtime} does not compute what PyTorch '
-                            'computes.\n' + '\n'.join(wrong))
+        raise MismatchError(f'{subject} does not compute what PyTorch computes.\n'
+                            + '\n'.join(wrong))
 
 
 def _errors(name: str, expected: Tensor, actual: Tensor, image: Tensor, int8: bool
@@ -152,8 +160,8 @@ def expected_outputs(model: nn.Module, what: str, image: Tensor) -> Outputs:
         features = getattr(model, 'backbone', model)(image)
         features = model.neck(features) if what == 'neck' else features
         return {f'feature{i}': feature for i, feature in enumerate(features)}
-    if hasattr(model, 'decode_head'):
-        return dict(logits=model.predict(image)[0].seg_logits.data[None])
+    if hasattr(model, 'encode_decode'):
+        return dict(logits=window_logits(model, image))
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import bbox2roi
     size = tuple(image.shape[2:])

@@ -1,4 +1,5 @@
 """Evaluation of exported files by the evaluators of mmdet and mmseg."""
+from copy import copy
 from typing import List, Optional
 
 import torch
@@ -13,8 +14,8 @@ class ExportedModel(BaseModel):
     """An mmdet detector or mmseg segmentor whose predictions come from an exported file.
 
     Images are normalised and padded as for ``model``, and go through the file one by one. The
-    code of ``model`` pastes masks into the image and resizes logits to it; its weights are not
-    used.
+    code of ``model`` pastes masks into the image, slides windows and resizes logits; its weights
+    are not used.
 
     Args:
         model: The mmdet or mmseg model of the config.
@@ -26,13 +27,16 @@ class ExportedModel(BaseModel):
 
     def __init__(self, model: nn.Module, file: ExportedFile):
         super().__init__(data_preprocessor=model.data_preprocessor)
-        needed = {'logits'} if hasattr(model, 'decode_head') else {'boxes', 'scores', 'labels'}
+        needed = {'logits'} if hasattr(model, 'encode_decode') else {'boxes', 'scores', 'labels'}
         if not needed <= {*file.meta['outputs']}:
             raise ValueError(f'{file.path} has the outputs {", ".join(file.meta["outputs"])}: '
                              f'evaluating {type(model).__name__} needs '
                              f'{", ".join(sorted(needed))}. Export the file from this config with '
                              '--what model')
         self.file = file
+        if 'logits' in needed:
+            model = copy(model)
+            model.encode_decode = self._logits
         self.__dict__['model'] = model  # not a submodule: its weights are in no state dict
 
     def forward(self, inputs: Tensor, data_samples: Optional[List] = None, mode: str = 'predict'
@@ -44,10 +48,9 @@ class ExportedModel(BaseModel):
         """
         if mode != 'predict':
             raise ValueError(f'mode={mode!r}: an exported model predicts only')
+        if hasattr(self.model, 'encode_decode'):
+            return self.model.predict(inputs, data_samples)
         outputs = [self.file(image[None]) for image in inputs]
-        if 'logits' in outputs[0]:
-            logits = torch.cat([each['logits'] for each in outputs]).to(inputs.device)
-            return self.model.postprocess_result(logits, data_samples)
         found = []
         for each, sample in zip(outputs, data_samples):
             height, width = sample.metainfo['img_shape'][:2]  # the file saw the padding as well
@@ -67,3 +70,6 @@ class ExportedModel(BaseModel):
             for each, meta in zip(found, metas):
                 each.bboxes /= each.bboxes.new_tensor(meta['scale_factor']).repeat(2)
         return self.model.add_pred_to_datasample(data_samples, found)
+
+    def _logits(self, inputs: Tensor, _metas: List[dict]) -> Tensor:
+        return torch.cat([self.file(image[None])['logits'] for image in inputs]).to(inputs.device)

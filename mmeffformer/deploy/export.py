@@ -3,103 +3,112 @@
 TorchScript's tracer makes the graph: it traces the modules of mmdet and mmseg unchanged, and keeps
 sizes as operators of the graph, so that one file can serve any size.
 """
-import platform
 import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Union
 
-import cv2
-import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..datasets.shapes import draw
 from ..models.attention import AttentionBias
-from ..models.backbone import STRIDES
 from ..models.fuse import fuse
+from ..utils.config import dataset_metainfo, find_scope, model_cfg
 from ..utils.registry import MODELS
-from ..weights.compatibility import dataset_meta, load_compatible
-from .comparison import Comparison, check_matches, compare
-from .graphs import Traceable, TwoStageDetector, traceable
+from ..weights.compatibility import load_compatible
+from .comparison import (
+    Comparison,
+    MismatchError,
+    check_matches,
+    compare,
+    expected_outputs,
+)
+from .coreml import RUNS, TYPES, check_program, write_coreml
+from .graphs import (
+    PARTS,
+    Traceable,
+    TwoStageDetector,
+    describe_part,
+    input_channels,
+    traceable,
+)
+from .inputs import (
+    MIN_SIZE,
+    Size,
+    describe_input,
+    draw_pictures,
+    read_pictures,
+    resized_inputs,
+)
 from .quantisation import TrainingImages, check_int8, quantise
 from .runtimes import INPUT, SUFFIXES, ExportedFile, describe, require
 
-Size = Tuple[int, int]
-
 OPSET = 17  # of ONNX; RoIAlign as in mmdet needs 16
-MIN_SIZE = STRIDES[-1]
 
 
 def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: str, shape: Size,
                       dynamic: bool = False, images: Sequence[str] = (),
-                      int8: Optional[int] = None) -> List[Comparison]:
+                      int8: Optional[int] = None, precision: Optional[str] = None
+                      ) -> List[Comparison]:
     """Export a trained detector or segmentor, see :func:`export`.
 
-    The metadata of the file has the normalisation of its input, and the classes.
+    The metadata of the file has the normalisation of its input, the classes, and the windows of
+    a segmentor that slides.
 
     Args:
         cfg: The model's config.
         checkpoint: The file with the model's weights.
-        images: Image files to compare on besides random inputs; if none, two drawn images.
+        images: Image files to compare on besides random inputs, read by the test pipeline; if
+            none, two drawn images.
         int8: Number of training images to calibrate an int8 file on, which is compared on other
             training images and ``images``; None exports fp32 only.
 
     Raises:
-        FileNotFoundError: The checkpoint, an image or the training set does not exist.
+        FileNotFoundError: The checkpoint or the training set does not exist.
         ValueError: The checkpoint does not fit the config, an image cannot be read, or an error
             of :func:`export`.
     """
     if int8 is not None:
         check_int8(to)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    cfg = deepcopy(cfg)
-    cfg.model.backbone.init_cfg = None  # the checkpoint has every weight
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    classes = dataset_meta(load_compatible(model, checkpoint)).get('classes', ())
-    preprocessor = cfg.model.get('data_preprocessor') or {}
+    init_default_scope(find_scope(cfg))
+    network = model_cfg(cfg)
+    network.backbone.init_cfg = None  # the checkpoint has every weight
+    model = revert_sync_batchnorm(MODELS.build(network))
+    classes = dataset_metainfo(cfg, load_compatible(model, checkpoint))['classes']
+    channels = input_channels(model)
     meta = dict(config=Path(cfg.filename or '').name, checkpoint=Path(checkpoint).name,
-                channels='RGB' if preprocessor.get('bgr_to_rgb', False) else 'BGR',
-                mean=[float(value) for value in preprocessor.get('mean', [0] * 3)],
-                std=[float(value) for value in preprocessor.get('std', [1] * 3)],
-                classes=list(classes))
-    pictures = ([_read(file) for file in images] or
-                [draw(np.random.default_rng(seed), shape)[0] for seed in (1, 2)])
-    inputs, calibration = [_normalise(picture, meta) for picture in pictures], None
+                classes=list(classes), **describe_input(cfg, channels))
+    if what == 'model' and (windows := _windows(model)):
+        meta['windows'] = windows
+    preprocessor, calibration = model.data_preprocessor, None
+    inputs = read_pictures(cfg, preprocessor, images)
     if int8 is not None:
-        training = TrainingImages(cfg, model.data_preprocessor)
+        training = TrainingImages(cfg, preprocessor)
         calibration, others = training.split(int8)
-        inputs = inputs[:len(images)] + [*others]
+        inputs += [*others]
         meta['calibrated_on'] = f'{int8} images of {training.source}'
-    return export(model, path, to, what, shape, dynamic, inputs, meta, calibration)
+    return export(model, path, to, what, shape, dynamic,
+                  inputs or draw_pictures(preprocessor, channels, shape), meta, calibration,
+                  precision)
 
 
-def _read(path: str) -> np.ndarray:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'image {path!r} does not exist')
-    image = cv2.imread(str(path))
-    if image is None:
-        raise ValueError(f'{path} cannot be read as an image')
-    return image
-
-
-def _normalise(picture: np.ndarray, meta: Dict) -> Tensor:
-    """Return (1, 3, H, W) from a BGR picture (H, W, 3)."""
-    picture = picture[..., ::-1] if meta['channels'] == 'RGB' else picture
-    values = (picture - np.float32(meta['mean'])) / np.float32(meta['std'])
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
+def _windows(model: nn.Module) -> Optional[Dict[str, List[int]]]:
+    """Return H, W of size and stride of a segmentor's windows in px; None if it does not slide."""
+    cfg = getattr(model, 'test_cfg', None) or {}
+    return {key: [*cfg[key]] for key in ('crop_size', 'stride')} if (
+        cfg.get('mode') == 'slide') else None
 
 
 def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: Size,
            dynamic: bool = False, images: Sequence[Tensor] = (), meta: Optional[Dict] = None,
-           calibration: Optional[Sequence[Tensor]] = None) -> List[Comparison]:
+           calibration: Optional[Sequence[Tensor]] = None, precision: Optional[str] = None
+           ) -> List[Comparison]:
     """Fuse a copy of a model, export it, and keep the file if it computes the same.
 
     Args:
@@ -109,43 +118,93 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         what: 'backbone', 'neck' or 'model', see :func:`traceable`.
         shape: H, W of the input in px.
         dynamic: Make a file for any H, W from 32 px. ``shape`` is one of the sizes compared at.
-        images: Normalised float images (1, 3, H, W) to compare on besides random inputs. They
+        images: Normalised float images (1, C, H, W) to compare on besides random inputs. They
             are resized to the sizes compared at.
         meta: Further metadata of the file.
-        calibration: Normalised float images (1, 3, H, W) to calibrate an int8 file on (OpenVINO).
+        calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on (OpenVINO).
             It is made if the fp32 file matches, and compared on ``images`` only.
+        precision: 'fp16', the default for Core ML and possible there only, or 'fp32'.
 
     Returns:
-        The comparison of each output; none where Core ML cannot run, which needs macOS.
+        The comparison of each output; none where Core ML cannot run, which needs macOS. There
+        its program is checked, see :func:`check_program`.
 
     Raises:
         ValueError: The model or a combination of arguments cannot be exported, or a package is
-            missing.
+            missing. Where a part of the model cannot be exported, the message names it.
         MismatchError: The file does not match. It is not kept; an existing file stays.
     """
-    path, shape = Path(path), tuple(shape)
-    _check_arguments(model, path, to, what, shape, dynamic, calibration, images)
+    path, shape = Path(path), (shape[0], shape[1])
+    precision = precision or ('fp16' if to == 'coreml' else 'fp32')
+    _check_arguments(model, path, to, what, shape, dynamic, calibration, images, precision)
     model.eval()
-    part = traceable(fuse(deepcopy(model)), what)
-    meta = dict(meta or {}, what=what, shape=list(shape), dynamic=dynamic,
-                outputs=list(part.output_names))
+    meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, precision=precision)
+    channels = input_channels(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
-        file, compared = Path(folder) / path.name, []
-        WRITERS[to](part, file, shape, dynamic, meta)
-        if to != 'coreml' or platform.system() == 'Darwin':
-            inputs = _inputs(shape, dynamic, images, random=True)
-            compared = compare(model, what, ExportedFile(file, to), inputs)
-            check_matches(compared, path, to)
+        file = Path(folder) / path.name
+        inputs = resized_inputs(channels, shape, dynamic, images, noise=True)
+        compared = _write_checked(model, what, file, to, inputs, meta)
         if calibration is not None:
             fp32, file = file, Path(folder) / 'int8' / path.name
             file.parent.mkdir()
             quantise(fp32, file, calibration, None if dynamic else shape)
-            inputs = _inputs(shape, dynamic, images)
-            compared = compare(model, what, ExportedFile(file, to), inputs, int8=True)
-            check_matches(compared, path, f'{to} in int8')
+            inputs = resized_inputs(channels, shape, dynamic, images)
+            compared = compare(model, what, ExportedFile(file, to), inputs, 'int8')
+            check_matches(compared, f'{path} was not written: {to} in int8')
         _move(file.parent, path.parent)
     return compared
+
+
+def _write_checked(model: nn.Module, what: str, file: Path, to: str, inputs: Sequence[Tensor],
+                   meta: Dict) -> List[Comparison]:
+    """Write the file of a part and check it.
+
+    Raises:
+        MismatchError, ValueError: As :func:`export`.
+    """
+    part = traceable(fuse(deepcopy(model)), what)
+    meta = dict(meta, what=what, outputs=list(part.output_names))
+    written = False
+    try:
+        WRITERS[to](part, file, inputs[0], meta)
+        written = True
+        if to == 'coreml' and not RUNS:
+            expected = expected_outputs(model, what, inputs[0])
+            check_program(file, inputs[0], expected, meta['precision'])
+            return []
+        compared = compare(model, what, ExportedFile(file, to), inputs, meta['precision'])
+        check_matches(compared, to)
+        return compared
+    except OSError:  # of the file system
+        raise
+    except Exception as error:  # exporters and runtimes share no exception class
+        # If a smaller part fails too, it is the one that is named.
+        for smaller in PARTS[:PARTS.index(what)]:
+            if smaller == 'backbone' or getattr(model, smaller, None) is not None:
+                _write_checked(model, smaller, file, to, inputs, meta)
+        mismatch = isinstance(error, MismatchError)
+        reason = _reason(error)
+        if mismatch and not _repeatable(model, what, inputs[0]):
+            reason = 'PyTorch computes other values at each run'
+        elif written and meta['dynamic']:
+            reason += '\nWithout --dynamic it may be possible'
+        raise (MismatchError if mismatch else ValueError)(
+            f'{file.name} was not written: {describe_part(model, what)} cannot be exported to '
+            f'{to}: {reason}') from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error, of other libraries only the start of it."""
+    if isinstance(error, MismatchError):
+        return str(error)
+    # ExportedFile names a file that the user never sees, and the runtime's error is its cause.
+    return ' '.join(str(error.__cause__ or error).split())[:300] or type(error).__name__
+
+
+def _repeatable(model: nn.Module, what: str, image: Tensor) -> bool:
+    first, second = (expected_outputs(model, what, image) for _ in range(2))
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def _move(source: Path, folder: Path) -> None:
@@ -158,13 +217,25 @@ def _move(source: Path, folder: Path) -> None:
 
 
 def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Size, dynamic: bool,
-                     calibration: Optional[Sequence[Tensor]], images: Sequence[Tensor]) -> None:
+                     calibration: Optional[Sequence[Tensor]], images: Sequence[Tensor],
+                     precision: str) -> None:
     if to not in SUFFIXES:
         raise ValueError(f'to={to!r}: expected one of {", ".join(SUFFIXES)}')
+    for package in PACKAGES[to]:
+        require(package, to)
     if path.suffix != SUFFIXES[to]:
         raise ValueError(f'{path}: expected a name that ends in {SUFFIXES[to]} for {to}')
+    if precision not in TYPES or to != 'coreml' and precision != 'fp32':
+        raise ValueError(f'precision {precision!r} for {to}: expected fp32, or fp16 for coreml')
     if min(shape) < MIN_SIZE:
         raise ValueError(f'shape {shape[0]} x {shape[1]} px: expected {MIN_SIZE} px or more')
+    windows = _windows(model) if what == 'model' and not dynamic else None
+    if windows and windows['crop_size'] != [*shape]:
+        height, width = windows['crop_size']
+        raise ValueError(f'shape {shape[0]} x {shape[1]} px: the model slides windows of {height} '
+                         f'x {width} px; export it with that --shape, for any size with '
+                         '--dynamic, or without windows with --cfg-options '
+                         'model.test_cfg.mode=whole')
     if to == 'coreml':
         if dynamic:
             raise ValueError('Core ML: --dynamic is for onnx and openvino; export one file for '
@@ -183,24 +254,6 @@ def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Si
     if any(getattr(module, 'deployed', False) for module in model.modules()):
         raise ValueError('the model is fused: pass the model as trained, because the exported '
                          'file is compared with it')
-
-
-def _inputs(shape: Size, dynamic: bool, images: Sequence[Tensor], random: bool = False
-            ) -> List[Tensor]:
-    """Return the images, and random inputs, at ``shape``; for a dynamic file at five sizes."""
-    height, width = shape
-    sizes = [shape]
-    if dynamic:  # turned, odd and smallest sizes
-        sizes += [(width, height + 1),
-                  (max(height * 2 // 3, MIN_SIZE) | 1, max(width * 3 // 4, MIN_SIZE) | 1),
-                  (MIN_SIZE + 1, 3 * MIN_SIZE - 1), (MIN_SIZE, MIN_SIZE)]
-    generator, inputs = torch.Generator().manual_seed(0), []
-    for size in sizes:
-        if random:
-            inputs.append(torch.randn(1, 3, *size, generator=generator))
-        inputs += [F.interpolate(image, size=size, mode='bilinear', antialias=True)
-                   for image in images]
-    return inputs
 
 
 def _trace_size(part: Traceable) -> Size:
@@ -225,18 +278,18 @@ def _no_tracer_warnings() -> Iterator[None]:
         yield
 
 
-def _write_onnx(part: Traceable, path: Path, shape: Size, dynamic: bool, meta: Dict) -> None:
+def _write_onnx(part: Traceable, path: Path, image: Tensor, meta: Dict) -> None:
     onnx = require('onnx', 'onnx')
     axes = {}
-    if dynamic:
-        shape = _trace_size(part)
+    if meta['dynamic']:
+        image = image.new_zeros(*image.shape[:2], *_trace_size(part))
         axes = {name: {2: f'{name}_height', 3: f'{name}_width'} for name in part.output_names}
         axes[INPUT] = {2: 'height', 3: 'width'}
     if isinstance(part, TwoStageDetector):
         axes.update({name: {0: 'detections'} for name in part.output_names})
     tracer = {} if torch.__version__ < '2.5' else dict(dynamo=False)
     with torch.no_grad(), _no_tracer_warnings():
-        torch.onnx.export(part, (torch.zeros(1, 3, *shape), ), str(path), input_names=[INPUT],
+        torch.onnx.export(part, (torch.zeros_like(image), ), str(path), input_names=[INPUT],
                           output_names=[*part.output_names], dynamic_axes=axes or None,
                           opset_version=OPSET, **tracer)
     proto = onnx.load(str(path))
@@ -245,30 +298,22 @@ def _write_onnx(part: Traceable, path: Path, shape: Size, dynamic: bool, meta: D
     onnx.save(proto, str(path))
 
 
-def _write_openvino(part: Traceable, path: Path, shape: Size, dynamic: bool, meta: Dict) -> None:
+def _write_openvino(part: Traceable, path: Path, image: Tensor, meta: Dict) -> None:
     openvino = require('openvino', 'openvino')
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / 'model.onnx'
-        _write_onnx(part, graph, shape, dynamic, meta)
+        _write_onnx(part, graph, image, meta)
         model = openvino.convert_model(str(graph))
         for key, value in describe(**meta).items():
             model.set_rt_info(value, key)
         openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
-def _write_coreml(part: Traceable, path: Path, shape: Size, dynamic: bool, meta: Dict) -> None:
-    coremltools = require('coremltools', 'coreml')
-    image = torch.zeros(1, 3, *shape)
+def _write_coreml(part: Traceable, path: Path, image: Tensor, meta: Dict) -> None:
     with torch.no_grad(), _no_tracer_warnings():
-        traced = torch.jit.trace(part, image, check_trace=False)
-        model = coremltools.convert(
-            traced, convert_to='mlprogram',
-            inputs=[coremltools.TensorType(INPUT, tuple(image.shape))],
-            outputs=[coremltools.TensorType(name) for name in part.output_names],
-            compute_precision=coremltools.precision.FLOAT32,
-            minimum_deployment_target=coremltools.target.iOS16)
-    model.user_defined_metadata.update(describe(**meta))
-    model.save(str(path))
+        write_coreml(part, path, torch.zeros_like(image), meta)
 
 
 WRITERS = {'onnx': _write_onnx, 'openvino': _write_openvino, 'coreml': _write_coreml}
+PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino'),
+            'coreml': ('coremltools', )}

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.onnx.operators import shape_as_tensor
+from torch.overrides import TorchFunctionMode
 from torchvision.ops import nms, roi_align
+
+from ..utils.config import class_name
 
 PARTS = ('backbone', 'neck', 'model')
 
@@ -22,7 +25,7 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
     """Return a part of a detector or segmentor, or the whole, as a module that can be traced.
 
     It shares the modules of ``model`` and sets them to eval mode. It maps normalised float
-    (B, 3, H, W) to a tuple of tensors, whose names are its ``output_names``.
+    (B, C, H, W) to a tuple of tensors, whose names are its ``output_names``.
 
     Args:
         model: A backbone, or an mmdet or mmseg model that has one.
@@ -39,23 +42,46 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
                              'the batch, which cannot be exported. Train it with True')
     if what == 'backbone':
         return Features(getattr(model, 'backbone', model)).eval()
-    if getattr(model, 'neck', None) is None:
-        raise ValueError(f'{type(model).__name__} has no neck: export its backbone')
     if what == 'neck':
+        if getattr(model, 'neck', None) is None:
+            raise ValueError(f'{type(model).__name__} has no neck: export its backbone')
         return Features(model.backbone, model.neck).eval()
     if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
         return TwoStageDetector(model).eval()
-    if hasattr(model, 'decode_head'):
+    if hasattr(model, 'encode_decode'):
         return Segmentor(model).eval()
-    raise ValueError(f'{type(model).__name__} cannot be exported whole: expected a two-stage '
-                     'detector such as MaskRCNN, or an EncoderDecoder. Export its backbone and '
-                     'neck (what=\'neck\')')
+    raise ValueError(f'{describe_part(model, "model")} cannot be exported: expected a two-stage '
+                     'detector such as MaskRCNN, or a segmentor. Export its backbone or neck '
+                     "(what='backbone' or 'neck')")
+
+
+def input_channels(model: nn.Module) -> int:
+    """Return the channels of a model's input: those of its first convolution."""
+    return next(module.in_channels for module in model.modules()
+                if isinstance(module, nn.Conv2d))
+
+
+def describe_part(model: nn.Module, what: str) -> str:
+    """Return name and type of a part of PARTS, for 'model' those of the heads after the neck."""
+    parts = [(name, part) for name, part in model.named_children()
+             if name == what or what == 'model' and name.endswith('head')
+             and not name.startswith('auxiliary')] or [(what, model)]
+    return ', '.join(f'{name} of type {type(each).__name__}' for name, part in parts
+                     for each in (part if isinstance(part, nn.ModuleList) else [part]))
 
 
 class Traceable(nn.Module):
     """A module that maps an image to a tuple of tensors, named ``output_names``."""
 
     output_names: Tuple[str, ...] = ()
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+        """Return the outputs for an image (B, C, H, W)."""
+        with AdaptivePooling():
+            return self.compute(image)
+
+    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
+        raise NotImplementedError
 
 
 class Features(Traceable):
@@ -67,25 +93,25 @@ class Features(Traceable):
         count = neck[0].num_outs if neck else len(backbone.out_indices)
         self.output_names = tuple(f'feature{i}' for i in range(count))
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
         for module in self.modules_in_order:
             image = module(image)
         return tuple(image)
 
 
 class Segmentor(Traceable):
-    """Logits (B, classes, H, W) of an mmseg ``EncoderDecoder`` with test mode 'whole'."""
+    """Logits (B, classes, H, W) of an mmseg segmentor, by its own ``encode_decode``.
+
+    With test mode 'slide' they are those of one window.
+    """
 
     output_names = ('logits', )
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        if model.test_cfg.get('mode') != 'whole':
-            raise ValueError(f'test_cfg.mode is {model.test_cfg.get("mode")!r}: a whole segmentor '
-                             "can be exported with 'whole' only")
         from mmseg.models.utils import Upsample
-        self.backbone, self.neck, self.head = model.backbone, model.neck, model.decode_head
-        for parent in [*self.head.modules()]:
+        self.model = model
+        for parent in [*model.modules()]:
             for name, child in parent.named_children():
                 if type(child) is Upsample and not child.size:
                     # mmseg's Upsample computes the size as a number, which a trace would keep.
@@ -93,14 +119,46 @@ class Segmentor(Traceable):
                         scale_factor=child.scale_factor, mode=child.mode,
                         align_corners=child.align_corners))
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
-        logits = self.head(self.neck(self.backbone(image)))
-        return (nn.functional.interpolate(logits, size=image.shape[2:], mode='bilinear',
-                                          align_corners=self.head.align_corners), )
+    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
+        return (window_logits(self.model, image), )
+
+
+def window_logits(model: nn.Module, image: Tensor) -> Tensor:
+    """Return the logits (B, classes, H, W) of an mmseg segmentor, not slid, without sigmoid."""
+    return model.encode_decode(image, [dict(img_shape=image.shape[2:])] * image.shape[0])
+
+
+class AdaptivePooling(TorchFunctionMode):
+    """Compute adaptive average pooling as matrix products, which can be exported for any size.
+
+    ONNX pools adaptively only to sizes that divide the input's, which must be fixed.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.adaptive_avg_pool2d:
+            return _adaptive_avg_pool2d(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+
+def _adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
+    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size, ) * 2
+    if all(size == 1 for size in sizes):
+        return input.mean((2, 3), keepdim=True)
+    rows, cols = (size if size is None else _bins(shape_as_tensor(input)[axis], size, input.dtype)
+                  for axis, size in zip((2, 3), sizes))
+    pooled = input if rows is None else rows @ input
+    return pooled if cols is None else pooled @ cols.T
+
+
+def _bins(count: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
+    """Return weights (bins, count) that average a line of ``count`` cells in bins."""
+    index, cells = torch.arange(bins)[:, None], torch.arange(count)
+    start, end = index * count // bins, ((index + 1) * count + bins - 1) // bins
+    return ((cells >= start) & (cells < end)).to(dtype) / (end - start)
 
 
 class TwoStageDetector(Traceable):
-    """Detections of an mmdet Faster or Mask R-CNN in one image (1, 3, H, W), best first.
+    """Detections of an mmdet Faster or Mask R-CNN in one image (1, C, H, W), best first.
 
     Outputs: boxes (N, 4) as x1, y1, x2, y2 in px of the image; scores (N); labels (N), the
     classes' indices; and, with a mask head, masks (N, 28, 28), the probability of each cell of
@@ -116,7 +174,7 @@ class TwoStageDetector(Traceable):
         for i, base in enumerate(self.rpn.anchor_generator.base_anchors):
             self.register_buffer(f'anchors{i}', base, persistent=False)
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
         features = self.neck(self.backbone(image))
         size = shape_as_tensor(image)[[3, 2, 3, 2]].to(image)  # W, H, W, H
         boxes, scores, labels = self._classify(features, self._propose(features, size), size)
@@ -199,8 +257,9 @@ def _settings(rpn: nn.Module, roi: nn.Module) -> Iterator[Tuple[str, Any, Any]]:
         yield kind('bbox_coder', head.bbox_coder, DeltaXYWHBBoxCoder)
         yield 'bbox_coder.add_ctr_clamp', head.bbox_coder.add_ctr_clamp, False
     for cfg in (rpn.test_cfg, roi.test_cfg):
-        yield 'test_cfg.nms.type', cfg.nms.get('type', 'nms'), 'nms'
-    for extractor in [roi.bbox_roi_extractor] + [roi.mask_roi_extractor] * roi.with_mask:
+        yield 'test_cfg.nms.type', class_name({'type': 'nms', **cfg.nms}), 'nms'
+    for extractor in filter(None, (roi.bbox_roi_extractor,
+                                   getattr(roi, 'mask_roi_extractor', None))):
         yield kind('roi_extractor', extractor, SingleRoIExtractor)
         for layer in extractor.roi_layers:
             yield kind('roi_layer', layer, RoIAlign)

@@ -13,13 +13,13 @@ from typing import Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ..datasets import check_dataset
-from ..utils.config import iter_dicts
+from ..utils.config import class_name, iter_dicts, test_pipeline_cfg
+from .inputs import preprocess
 from .runtimes import META, describe, openvino_core, require
 
 # OpenVINO's operators that compute in int8.
@@ -56,20 +56,17 @@ class TrainingImages(Dataset):
 
     def __init__(self, cfg: Config, preprocessor: nn.Module):
         check_dataset(cfg, splits=('train', ))
-        datasets, (tested, *_) = (
-            [deepcopy(part)
-             for part in iter_dicts(cfg.get(f'{split}_dataloader', {}).get('dataset'))
-             if 'pipeline' in part and not {'dataset', 'datasets'} & {*part}] or [None]
-            for split in ('train', 'test'))
-        if not all([*datasets, tested]):
-            raise ValueError('int8: expected train_dataloader.dataset and test_dataloader.dataset '
-                             'with a pipeline in the config, because files are calibrated on '
-                             'training images, read by the test pipeline')
+        datasets = [deepcopy(part)
+                    for part in iter_dicts(cfg.get('train_dataloader', {}).get('dataset'))
+                    if 'pipeline' in part and not {'dataset', 'datasets'} & {*part}]
+        if not datasets:
+            raise ValueError('int8: expected train_dataloader.dataset with a pipeline in the '
+                             'config, because files are calibrated on training images')
         for dataset in datasets:
-            dataset.pipeline = [step for step in tested.pipeline if 'Annotations' not in step.type]
-        self.source = ', '.join(' '.join(str(dataset[key])
-                                         for key in ('type', 'data_root', 'ann_file')
-                                         if dataset.get(key)) for dataset in datasets)
+            dataset.pipeline = test_pipeline_cfg(cfg)
+        self.source = ', '.join(' '.join([class_name(dataset)] + [
+            str(dataset[key]) for key in ('data_root', 'ann_file') if dataset.get(key)])
+            for dataset in datasets)
         self.images = ConcatDataset([DATASETS.build(dataset) for dataset in datasets])
         self.preprocessor = preprocessor
 
@@ -77,7 +74,7 @@ class TrainingImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.preprocessor(pseudo_collate([self.images[index]]), False)['inputs']
+        return preprocess(self.preprocessor, self.images[index])
 
     def split(self, count: int) -> Tuple[Subset, Subset]:
         """Return ``count`` images to calibrate on and ``COMPARED`` others to compare on.

@@ -13,6 +13,10 @@ SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'coreml': '.mlpackage'}
 META = 'mmeffformer'  # key of the description in a file's metadata
 INPUT = 'image'
 
+class SizeError(ValueError):
+    """An image has another size than the file takes."""
+
+
 # Metadata, and a function from the input to the outputs by name.
 Opened = Tuple[Mapping[str, str], Callable[[np.ndarray], Mapping[str, np.ndarray]]]
 
@@ -120,13 +124,13 @@ class ExportedFile:
         """Return the outputs by name, for a normalised float image (1, 3, H, W).
 
         Raises:
-            ValueError: The file takes images of another size.
+            SizeError: The file takes images of another size.
         """
         size = tuple(image.shape[2:])
         if not self.meta['dynamic'] and size != tuple(self.meta['shape']):
             height, width = self.meta['shape']
-            raise ValueError(f'{self.path} takes images of {height} x {width} px (height x '
-                             f'width), the image has {size[0]} x {size[1]}: export the file with '
-                             'that --shape, or for any size with --dynamic')
+            raise SizeError(f'{self.path} takes images of {height} x {width} px (height x '
+                            f'width), the image has {size[0]} x {size[1]}: export the file with '
+                            'that --shape, or for any size with --dynamic')
         values = self._run(np.ascontiguousarray(image.cpu().numpy(), dtype=np.float32))
         return {name: torch.from_numpy(np.array(values[name])) for name in self.meta['outputs']}

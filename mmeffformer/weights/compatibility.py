@@ -36,20 +36,6 @@ def load_compatible(model: nn.Module, path: Source) -> Dict[str, Any]:
     return meta
 
 
-def dataset_meta(meta: Mapping) -> Dict[str, Any]:
-    """Return the metadata of the data set in a checkpoint's ``meta``, such as ``classes``.
-
-    It is empty where there are no class names.
-    """
-    found = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}  # the latter: mmdet 2.x
-    if not isinstance(found, dict):
-        return {}
-    found = {str(key).lower(): value for key, value in found.items()}
-    names = found.get('classes')
-    valid = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return found if valid else {}
-
-
 def _read_compatible(model: nn.Module, path: Source) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
     """Return the weights and the ``meta`` of a checkpoint of ``model``."""
     model = unwrap_model(model)

@@ -10,9 +10,10 @@ from torch import nn
 
 from ..models import EfficientFormer, EfficientFormerV2
 from ..models.arch import Arch, ArchV2
+from ..utils.config import dataset_meta
 from ..utils.files import atomic_write
 from ..version import __version__
-from .compatibility import check_state, dataset_meta
+from .compatibility import check_state
 from .fetch import locate
 from .layouts import NATIVE, convert
 from .load import Report, load_weights, unwrap

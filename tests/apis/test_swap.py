@@ -10,6 +10,7 @@ from mmengine.optim import build_optim_wrapper
 
 from mmeffformer import swap_backbone
 from mmeffformer.apis.smoke_test import build_model, train_and_predict
+from mmeffformer.utils.config import iter_dicts
 
 WIDTHS = 16, 24, 32, 48
 TINY = dict(widths=WIDTHS, depths=(1, 1, 1, 2), attention_blocks=(0, 0, 0, 1))
@@ -349,3 +350,52 @@ def test_parameters_without_a_gradient_raise():
     with pytest.raises(RuntimeError, match='4 parameters of the backbone without a gradient: '
                                            'out_norms.0.weight'):
         train_and_predict(cfg, build_model(cfg), size=64)
+
+
+def with_images(cfg: Config, channels: int, **norm) -> Config:
+    cfg.model.backbone.in_channels = channels
+    cfg.model.data_preprocessor.update(dict(norm, bgr_to_rgb=False))
+    return cfg
+
+
+@pytest.mark.parametrize('name, channels, norm', [
+    (RETINANET, 4, dict(mean=None, std=None)),
+    (RETINANET, 1, dict(mean=[100.], std=[50.])),
+    (PSPNET, 8, dict(mean=None, std=None)),
+    (PSPNET, 3, dict(mean=[31784., 29884., 26610.], std=[15007., 14680., 14745.]))])
+def test_other_images_keep_channels_mean_and_std(name, channels, norm, caplog):
+    cfg = swap_backbone(with_images(load(name), channels, **norm), TINY, type='EfficientFormerV2')
+    published = swap_backbone(with_images(load(name), channels, **norm), 's0').model.backbone
+    assert published.in_channels == channels and published.init_cfg is None
+    preprocessor = cfg.model.data_preprocessor
+    assert dict(preprocessor, **norm, bgr_to_rgb=False) == preprocessor
+    assert 32 in (preprocessor.get('pad_size_divisor'),
+                  (preprocessor.get('test_cfg') or {}).get('size_divisor'))
+    model = build_model(cfg)
+    assert model.backbone.stem[0].conv.weight.shape[1] == channels
+    if channels == 8:
+        train_and_predict(cfg, model, size=64)
+
+
+def test_preprocessor_at_the_top_and_images_normalised_by_the_pipeline():
+    cfg = load(RETINANET)
+    cfg.data_preprocessor = dict(cfg.model.pop('data_preprocessor'), mean=[1., 2., 3.])
+    new = swap_backbone(cfg, 's0')
+    assert dict(new.data_preprocessor, **RGB) == new.data_preprocessor
+    assert 'data_preprocessor' not in new.model and new.model.backbone.init_cfg
+    cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Normalize', mean=[0.], std=[1.]))
+    new = swap_backbone(cfg, 's0')
+    assert new.data_preprocessor.mean == [1., 2., 3.] and new.model.backbone.init_cfg is None
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn', 'semfpn'])
+def test_config_of_the_new_style_becomes_one_of_names(name, repo_root, tmp_path):
+    cfg = Config.fromfile(repo_root / f'tests/data/new_style/{name}.py')
+    cfg = swap_backbone(cfg, dict(TINY, widths=(8, 16, 24, 40)))
+    cfg.dump(tmp_path / 'new.py')
+    cfg = Config.fromfile(tmp_path / 'new.py')
+    assert cfg.model.neck.in_channels == [8, 16, 24, 40]
+    assert not any('.' in part['type'].removeprefix('mmeffformer.').removeprefix('mmengine.')
+                   for part in iter_dicts(cfg.to_dict()) if 'type' in part)
+    losses, _ = train_and_predict(cfg, build_model(cfg), size=64)
+    assert losses['loss'] > 0

@@ -1,5 +1,7 @@
 """Small models with random weights, and files exported from them."""
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,11 @@ from mmengine.registry import init_default_scope
 from support.detectors import NARROW
 from support.helpers import ROOT
 
+from mmeffformer import swap_backbone
+from mmeffformer.apis.smoke_test import build_model
 from mmeffformer.deploy.export import export
 from mmeffformer.deploy.runtimes import SUFFIXES, ExportedFile
+from mmeffformer.utils.config import iter_dicts
 from mmeffformer.utils.registry import MODELS
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
@@ -52,6 +57,25 @@ def build(config, randomize):
             for part in (model.rpn_head.rpn_cls, model.roi_head.bbox_head.fc_cls,
                          model.roi_head.bbox_head.fc_reg):
                 part.weight.data *= 9
+        return model.eval()
+
+    return built
+
+
+@pytest.fixture(scope='session')
+def build_swapped(arch, randomize):
+    """A function that builds a segmentor of mmseg's with this backbone and random weights, its
+    heads 16 channels wide."""
+
+    def built(name: str) -> torch.nn.Module:
+        cfg = Config.fromfile(Path(find_spec('mmseg').origin).parent / '.mim/configs' / name)
+        cfg = swap_backbone(cfg, arch)
+        for head in iter_dicts(cfg.model.decode_head):
+            if 'channels' in head:
+                head['channels'] = 16
+        model = build_model(cfg)
+        for part in (model.backbone, model.decode_head):
+            randomize(part)
         return model.eval()
 
     return built

@@ -31,7 +31,7 @@ def test_int8_detections_are_weighted_by_their_scores(monkeypatch):
     other = dict(boxes=boxes.flip(0) + 2, scores=torch.tensor([0.1, 0.5, 0.8]),
                  labels=torch.tensor([2, 4, 0]))  # the second has another label
     monkeypatch.setattr('mmeffformer.deploy.comparison.expected_outputs', lambda *_: found)
-    detections, paired = compare(None, 'model', lambda _: other, [image(96, 96)], int8=True)
+    detections, paired = compare(None, 'model', lambda _: other, [image(96, 96)], precision='int8')
     assert detections.error == pytest.approx((0.1 + 2 * 0.5) / (1.5 + 1.4))
     assert detections.tolerance == 0.2 and not detections.matches
     # The boxes of labels 0 and 2, each coordinate 2 px off.
@@ -40,9 +40,9 @@ def test_int8_detections_are_weighted_by_their_scores(monkeypatch):
     assert paired.matches
 
 
-@pytest.mark.parametrize('int8', [False, True])
+@pytest.mark.parametrize('precision', ['fp32', 'fp16', 'int8'])
 @pytest.mark.parametrize('wrong', [float('nan'), float('inf')])
-def test_values_that_are_not_finite_do_not_match(arch, wrong, int8):
+def test_values_that_are_not_finite_do_not_match(arch, wrong, precision):
     model, x = EfficientFormer(arch).eval(), image(64, 64)
 
     def run(x):
@@ -50,7 +50,7 @@ def test_values_that_are_not_finite_do_not_match(arch, wrong, int8):
         outputs['feature2'][0, 0, 0, 0] = wrong
         return outputs
 
-    compared = {each.output: each for each in compare(model, 'backbone', run, [x, x], int8)}
+    compared = {each.output: each for each in compare(model, 'backbone', run, [x, x], precision)}
     assert [name for name, each in compared.items() if not each.matches] == ['feature2']
 
 

@@ -35,6 +35,32 @@ def test_logits_are_resized(exported):
     assert same.shape == (1, 75, 192) and same.double().mean() > 0.999
 
 
+@pytest.mark.parametrize('options', [
+    {'model.test_cfg': dict(mode='slide', crop_size=(48, 64), stride=(32, 40))},
+    {'model.decode_head.out_channels': 1, 'model.decode_head.num_classes': 2,
+     'model.decode_head.threshold': 0.4, 'model.backbone.in_channels': 1,
+     'model.data_preprocessor.mean': None, 'model.data_preprocessor.std': None,
+     'model.decode_head.loss_decode.use_sigmoid': True}], ids=['windows', 'binary and grey'])
+def test_predictions_are_those_of_mmseg(options, build, tmp_path):
+    from mmseg.structures import SegDataSample
+    model, path = build('semfpn', **options), tmp_path / 'model.onnx'
+    export(model, path, 'onnx', 'model', (64, 96), dynamic=True)
+    channels = options.get('model.backbone.in_channels', 3)
+    pixels = (image(70, 110, 2)[:, :channels] * 60 + 120).clamp(0, 255).byte()
+    metas = [dict(img_shape=(70, 110), ori_shape=(90, 120)) for _ in pixels]
+    found = []
+    for each in (model, ExportedModel(model, ExportedFile(path, 'onnx'))):
+        with torch.no_grad():
+            found.append(each.test_step(dict(inputs=[*pixels], data_samples=[
+                SegDataSample(metainfo=meta) for meta in metas])))
+    for expected, actual in zip(*found):
+        torch.testing.assert_close(actual.seg_logits.data, expected.seg_logits.data, rtol=0,
+                                   atol=1e-3)
+        same = actual.pred_sem_seg.data == expected.pred_sem_seg.data
+        assert same.shape == (1, 90, 120) and same.double().mean() > 0.999
+        assert len(expected.pred_sem_seg.data.unique()) > 1
+
+
 def test_masks_are_pasted(exported):
     expected, actual = (each.pred_instances for each in predictions('maskrcnn', exported, 64))
     assert actual.bboxes.shape == expected.bboxes.shape and len(actual.bboxes) >= 20

@@ -110,7 +110,7 @@ def test_training_images_are_preprocessed_as_in_testing(segmentor, tmp_path):
     with pytest.raises(FileNotFoundError, match='data set of this config is not there'):
         TrainingImages(segmentor, preprocessor)
     segmentor.pop('train_dataloader')
-    with pytest.raises(ValueError, match='int8: expected train_dataloader.dataset and test'):
+    with pytest.raises(ValueError, match='int8: expected train_dataloader.dataset with'):
         TrainingImages(segmentor, preprocessor)
 
 

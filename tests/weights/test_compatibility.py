@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mmeffformer import EfficientFormer
-from mmeffformer.weights.compatibility import check_compatible, dataset_meta, load_compatible
+from mmeffformer.weights.compatibility import check_compatible, load_compatible
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1), attention_blocks=(0, 0, 0, 1))
 NAN, INF = float('nan'), float('inf')
@@ -78,15 +78,3 @@ def test_meta_is_returned_and_floats_are_converted(tmp_path):
     torch.save({'state_dict': [1]}, path)
     with pytest.raises(ValueError, match='has a list as its state_dict'):
         load_compatible(model, path)
-
-
-@pytest.mark.parametrize('meta, classes', [
-    ({'dataset_meta': {'classes': ['a', 'b']}}, ['a', 'b']),
-    ({'dataset_meta': {'CLASSES': ('a', 'b')}}, ('a', 'b')),
-    ({'CLASSES': ('c', 'd')}, ('c', 'd')),
-    ({'dataset_meta': {'classes': 7}}, None),
-    ({'dataset_meta': {'classes': ('a', 1)}}, None),
-    ({'dataset_meta': 'all'}, None),
-    ({}, None)])
-def test_class_names_of_old_and_new_checkpoints(meta, classes):
-    assert dataset_meta(meta).get('classes') == classes

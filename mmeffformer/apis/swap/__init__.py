@@ -13,6 +13,7 @@ from typing import Any, Union
 import torch
 from mmengine.config import Config
 
+from ...utils.config import find_scope, name_types
 from ...utils.registry import MODELS
 from .channels import adapt_channels, check_neck, check_swappable
 from .config import (
@@ -20,7 +21,10 @@ from .config import (
     drop_old_weights,
     drop_optimizer_options,
     find_target,
+    image_channels,
     load_model,
+    log_change,
+    other_images,
     set_preprocessor,
 )
 from .probe import probe_levels
@@ -40,11 +44,13 @@ def swap_backbone(cfg: Config, arch: Union[str, dict], **options: Any) -> Config
     and so is ``cfg`` itself.
 
     In mmdet a level keeps its stride, on which anchors and RoI extractors depend. In mmseg the
-    levels of a dilated or single-scale backbone are spread, the last at stride 32; a log message
-    reports this.
+    levels of a dilated or single-scale backbone are spread, the last at stride 32. Where images
+    have other than 3 channels, values beyond 255 or are normalised in the pipeline, the
+    preprocessor keeps the host's mean and std, and the backbone starts from random weights with
+    the host's ``in_channels``. Log messages report both.
 
     Args:
-        cfg: A config with ``default_scope`` 'mmdet' or 'mmseg'.
+        cfg: A config of mmdet or mmseg, also one that imports its types.
         arch: 'l1', 'l3', 'l7' for EfficientFormer, 's0', 's1', 's2', 'l' for EfficientFormerV2,
             or a dict (:class:`mmeffformer.models.Arch`), which starts from random weights.
         options: Further arguments of the backbone, as ``frozen_stages=1``. With a dict
@@ -55,9 +61,15 @@ def swap_backbone(cfg: Config, arch: Union[str, dict], **options: Any) -> Config
             the message names the part and the reason.
     """
     cfg = deepcopy(cfg)
-    scope = cfg.get('default_scope')
-    new = load_model(arch, scope, options)
+    name_types(cfg)
+    scope = find_scope(cfg)
     target = find_target(cfg)
+    images = other_images(cfg, target)
+    if images:
+        log_change(f'the images have {images}, so the preprocessor keeps mean, std and the order '
+                   'of channels, and the backbone starts from random weights')
+        options = dict(in_channels=image_channels(target.backbone), init_cfg=None) | options
+    new = load_model(arch, scope, options)
     try:
         with torch.device('meta'):
             network = MODELS.build(new.backbone | dict(out_indices=(0, 1, 2, 3), init_cfg=None))
@@ -71,7 +83,7 @@ def swap_backbone(cfg: Config, arch: Union[str, dict], **options: Any) -> Config
     target.backbone = new.backbone | dict(out_indices=stages)
     for part in (cfg, cfg.model, target):
         if part.get('data_preprocessor'):
-            set_preprocessor(part.data_preprocessor, new.data_preprocessor)
+            set_preprocessor(part.data_preprocessor, {} if images else new.data_preprocessor)
     drop_old_weights(cfg, target)
     drop_optimizer_options(cfg)
     add_import(cfg)

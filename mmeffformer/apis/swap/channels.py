@@ -3,9 +3,9 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 
 from mmengine.config import ConfigDict
 
-from ...utils.config import iter_dicts
+from ...utils.config import class_name, iter_dicts
 from ...utils.registry import MODELS
-from .config import class_name, log_change
+from .config import log_change
 from .probe import Level, MetaAllocation
 
 # Necks that make a pyramid of a plain transformer's outputs, which all have one stride.

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 
 from ...models import EfficientFormer, EfficientFormerV2
 from ...models.backbone import STRIDES
+from ...utils.config import LOADERS, class_name, iter_dicts, preprocessor_cfg
 
 # The configs of this project that define the backbone for each library.
 CONFIGS = {'mmdet': 'detection/maskrcnn_{}.py', 'mmseg': 'segmentation/semfpn_{}.py'}
@@ -21,12 +22,6 @@ POSITIONS = ('absolute_pos_embed', 'relative_position_bias_table', 'pos_block', 
 def log_change(text: str) -> None:
     """Log a change that a user may not expect."""
     print_log(f'swap_backbone: {text}', logger='current')
-
-
-def class_name(part: Mapping) -> str:
-    """Return the class name of a part of a config, whose type is a (scoped) name or a class."""
-    kind = part.get('type')
-    return getattr(kind, '__name__', str(kind)).rsplit('.', 1)[-1]
 
 
 def find_target(cfg: Config) -> ConfigDict:
@@ -70,16 +65,38 @@ def load_model(arch: Union[str, dict], scope: Optional[str], options: dict) -> C
     return model
 
 
-def set_preprocessor(preprocessor: ConfigDict, new: ConfigDict) -> None:
-    """Set ImageNet's mean and std in RGB, and padding to a multiple of the last stride."""
+def image_channels(backbone: Mapping) -> int:
+    """Return the number of channels of the images that a backbone takes."""
+    return backbone.get('in_channels', backbone.get('in_chans', 3))
+
+
+def other_images(cfg: Config, target: ConfigDict) -> str:
+    """Return how the images differ from what ImageNet weights take, 3 channels from 0 to 255.
+
+    It is empty where they do not. mean and std show the range of the values.
+    """
+    channels = image_channels(target.backbone)
+    preprocessor = preprocessor_cfg(cfg) or {}
+    scale = max(value for key in ('mean', 'std') for value in preprocessor.get(key) or [0])
+    steps = {class_name(part) for part in iter_dicts([cfg.get(loader) for loader in LOADERS])}
+    if channels != 3:
+        return f'{channels} channels'
+    if scale > 255:
+        return f'values beyond 255, normalised by mean or std of {scale}'
+    return 'values normalised in the pipeline' if 'Normalize' in steps else ''
+
+
+def set_preprocessor(preprocessor: ConfigDict, norm: Mapping) -> None:
+    """Set padding to a multiple of the last stride, and ``norm``: mean and std of RGB, or {}."""
     while 'data_preprocessor' in preprocessor:  # MultiBranchDataPreprocessor wraps the actual one
         preprocessor = preprocessor.data_preprocessor
-    preprocessor.update(mean=new.mean, std=new.std)
-    preprocessor.pop('rgb_to_bgr', None)
-    if 'to_rgb' in preprocessor:  # that of mmpretrain, which does not pad
-        preprocessor.to_rgb = True
+    if norm:
+        preprocessor.update(mean=norm['mean'], std=norm['std'])
+        preprocessor.pop('rgb_to_bgr', None)
+        # That of mmpretrain has to_rgb.
+        preprocessor['to_rgb' if 'to_rgb' in preprocessor else 'bgr_to_rgb'] = True
+    if 'to_rgb' in preprocessor:  # does not pad
         return
-    preprocessor.bgr_to_rgb = True
     if 'SegData' not in class_name(preprocessor):
         _pad(preprocessor, 'pad_size_divisor')
         return

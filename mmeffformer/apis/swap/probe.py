@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ...models.backbone import STRIDES
+from ...utils.config import class_name
 from ...utils.registry import MODELS
-from .config import class_name, log_change
+from .config import image_channels, log_change
 
 
 class Level(NamedTuple):
@@ -65,7 +66,7 @@ def _run(backbone: ConfigDict, scope: str, size: Sequence[int]) -> Tuple[List[An
                        if key not in ('init_cfg', 'pretrained')}
     with MODELS.switch_scope_and_registry(scope) as registry, MetaAllocation():
         network = registry.build(without_weights).to('meta')
-    image = torch.empty(2, backbone.get('in_channels', 3), *size, device='meta')
+    image = torch.empty(2, image_channels(backbone), *size, device='meta')
     results = []
     for training in (True, False):
         network.train(training)  # returns None in some backbones
