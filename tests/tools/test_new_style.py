@@ -34,5 +34,4 @@ def test_segmentor(tmp_path):
     run('tools/export.py', config, tmp_path / 'work/iter_2.pth', '--to', 'onnx', '--shape', '64',
         '96', '--out', tmp_path / 'model.onnx')
     assert (tmp_path / 'model.onnx').stat().st_size > 1e5
-    printed = run('tools/check_data.py', config, '--data-root', tmp_path / 'data', '--workers', '1')
-    assert 'Traceback' not in printed
+    run('tools/check_data.py', config, '--data-root', tmp_path / 'data', '--workers', '1')
