@@ -16,7 +16,13 @@ from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, VISUALIZERS, init_default_scope
 
-from ..utils.config import dataset_metainfo, find_scope, model_cfg, test_pipeline_cfg
+from ..utils.config import (
+    dataset_metainfo,
+    find_scope,
+    iter_dicts,
+    model_cfg,
+    test_pipeline_cfg,
+)
 from ..weights.compatibility import load_compatible
 from .options import require_file
 
@@ -60,6 +66,9 @@ class Predictor:
             self.model.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
             raise ValueError(f'device {device!r} cannot be used: {error}') from error
+        # SpeedHook's option, which changes how results are rounded
+        if any(hook.get('channels_last') for hook in iter_dicts(cfg.get('default_hooks'))):
+            self.model.to(memory_format=torch.channels_last)
 
     def __call__(self, path: Path) -> Tuple[Any, np.ndarray]:
         """Return the prediction for an image, as the library's data sample, and the image.

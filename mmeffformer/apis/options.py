@@ -112,7 +112,7 @@ def read_config(path: str, options: Optional[dict] = None,
         hint = '; write paths with / instead of \\' if 'unicodeescape' in str(error) else ''
         raise ValueError(f'{path} or one of its bases is invalid Python: {error}{hint}') from error
     except (NameError, ConfigParsingError) as error:
-        raise ValueError(f'{path} or one of its bases is no valid config: {error}') from error
+        raise ValueError(f'{path} or one of its bases is not a valid config: {error}') from error
     name_types(cfg)
     _check_generation(cfg)
     _check_escapes(cfg)

@@ -110,3 +110,59 @@ def test_exit_on_error_keeps_the_traceback_of_errors_in_code(cfg, message):
         raise KeyError('a mistake in the code')
     with pytest.raises(SystemExit, match='no such arch'), exit_on_error():
         raise ValueError('no such arch')
+
+
+def test_data_root_that_replaces_nothing(config):
+    config.write_text("model = dict()\ndata_root = 'data/coco/'\n"
+                      "train_dataloader = dict(dataset=dict(data_root='elsewhere/'))\n")
+    with pytest.raises(ValueError, match="no path of .*some_config.py starts with its data_root "
+                                         "'data/coco/', so nothing would change"):
+        load_config(parse(config, '--data-root', '/mnt'))
+
+
+def test_paths_with_backslashes(config):
+    config.write_text("model = dict()\ndata_root = 'D:\\\\coco\\\\'\n"
+                      "a = dict(root=data_root, file=data_root + 'train\\\\x.json')\n")
+    assert load_config(parse(config, '--data-root', '/mnt/coco')).a == dict(
+        root='/mnt/coco/', file='/mnt/coco/train/x.json')
+    config.write_text("model = dict()\nval_dataloader = dict(dataset=dict(ann_file='a\\train'))")
+    with pytest.raises(ValueError, match=r"ann_file 'a\\train' has control characters.* with /"):
+        load_config(parse(config))
+    config.write_text("model = dict()\ndata_root = 'C:\\Users'\n")
+    with pytest.raises(ValueError, match=r'invalid Python: .*unicodeescape.*write paths with /'):
+        load_config(parse(config))
+
+
+@pytest.mark.parametrize('text, old', [
+    ('data = dict(train=dict())\noptimizer = dict(type="SGD")', 'data, optimizer'),
+    ('runner = dict(type="EpochBasedRunner")', 'runner')])
+def test_configs_of_mmdet_2_and_mmseg_0_are_named(config, text, old):
+    config.write_text(f'model = dict()\n{text}\n')
+    with pytest.raises(ValueError, match=f'as its keys {old} show: expected one of mmdet 3.x or '
+                                         'mmseg 1.x.*config_migration.html'):
+        load_config(parse(config))
+    config.write_text(f'model = dict()\n{text}\ntrain_dataloader = dict()\n')
+    assert load_config(parse(config)).train_dataloader == {}
+
+
+def test_broken_bases_are_one_message(config):
+    for text in ('_base_ = unknown', 'from mmengine.config import read_base\nwith read_base():\n'
+                 '    from .none import *'):
+        config.write_text(text)
+        with pytest.raises((ValueError, OSError), match='some_config.py|none'):
+            load_config(parse(config))
+
+
+def test_imported_types_become_names(repo_root, tmp_path):
+    path = repo_root / 'tests/data/new_style/faster_rcnn.py'
+    cfg = load_config(parse(path, '--data-root', '/mnt', '--cfg-options',
+                            'model.roi_head.type=DoubleHeadRoIHead'))
+    assert cfg.default_scope == 'mmdet' and cfg.model.roi_head.type == 'DoubleHeadRoIHead'
+    assert cfg.model.backbone.type == 'mmeffformer.EfficientFormer'
+    assert cfg.model.test_cfg.rcnn.nms.type == 'nms'
+    assert cfg.test_dataloader.dataset.data_root == '/mnt/'
+    cfg.dump(tmp_path / 'dumped.py')
+    assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
+    # mmcv's transform has the name of mmseg's own.
+    cfg = load_config(parse(path.with_name('semfpn.py')))
+    assert cfg.test_dataloader.dataset.pipeline[1].type == 'mmengine.Resize'

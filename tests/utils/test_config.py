@@ -117,7 +117,7 @@ def test_missing_colours_are_made_and_differ(palette):
     assert len({*found}) == 1203
     assert all(type(part) is int and 0 <= part <= 255 for colour in found for part in colour)
     assert (found[0] == (1, 2, 3)) == (palette not in (None, 'random'))
-    # Eyes tell the colours of a few classes apart.
+    # The colours of a few classes look different.
     few = found[1:9]
     assert min(sum(abs(a - b) for a, b in zip(x, y))
                for i, x in enumerate(few) for y in few[:i]) > 60

@@ -8,7 +8,7 @@ replace the old ones in the configs of neck and heads.
 In this package the *target* is the model, or the part of it, that contains the backbone.
 """
 from copy import deepcopy
-from typing import Any, Union
+from typing import Any, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -44,10 +44,9 @@ def swap_backbone(cfg: Config, arch: Union[str, dict], **options: Any) -> Config
     and so is ``cfg`` itself.
 
     In mmdet a level keeps its stride, on which anchors and RoI extractors depend. In mmseg the
-    levels of a dilated or single-scale backbone are spread, the last at stride 32. Where images
-    have other than 3 channels, values beyond 255 or are normalised in the pipeline, the
-    preprocessor keeps the host's mean and std, and the backbone starts from random weights with
-    the host's ``in_channels``. Log messages report both.
+    levels of a dilated or single-scale backbone are spread, the last at stride 32. For images of
+    other than 3 channels, with values beyond 255 or normalised in the pipeline, ``in_channels``,
+    mean and std stay, and the backbone starts from random weights. Log messages report both.
 
     Args:
         cfg: A config of mmdet or mmseg, also one that imports its types.
@@ -70,15 +69,10 @@ def swap_backbone(cfg: Config, arch: Union[str, dict], **options: Any) -> Config
                    'of channels, and the backbone starts from random weights')
         options = dict(in_channels=image_channels(target.backbone), init_cfg=None) | options
     new = load_model(arch, scope, options)
-    try:
-        with torch.device('meta'):
-            network = MODELS.build(new.backbone | dict(out_indices=(0, 1, 2, 3), init_cfg=None))
-    except TypeError as error:
-        raise ValueError(f'the backbone does not take these options: {error}') from error
-
+    widths = _widths(new.backbone)
     check_swappable(target)
     levels = probe_levels(target.backbone, scope)
-    stages = adapt_channels(target, levels, network.out_channels, scope)
+    stages = adapt_channels(target, levels, widths, scope)
     check_neck(target, scope)
     target.backbone = new.backbone | dict(out_indices=stages)
     for part in (cfg, cfg.model, target):
@@ -88,3 +82,13 @@ def swap_backbone(cfg: Config, arch: Union[str, dict], **options: Any) -> Config
     drop_optimizer_options(cfg)
     add_import(cfg)
     return cfg
+
+
+def _widths(backbone: dict) -> Tuple[int, ...]:
+    """Return the channels of all stages of the new backbone."""
+    try:
+        with torch.device('meta'):
+            return MODELS.build(backbone | dict(out_indices=(0, 1, 2, 3), init_cfg=None)
+                                ).out_channels
+    except TypeError as error:
+        raise ValueError(f'the backbone does not take these options: {error}') from error

@@ -57,7 +57,8 @@ model = dict(
             assigner=dict(
                 type=MaxIoUAssigner, pos_iou_thr=0.5, neg_iou_thr=0.3, min_pos_iou=0.3,
                 ignore_iof_thr=-1),
-            sampler=dict(type=RandomSampler, num=64, pos_fraction=0.5),
+            sampler=dict(
+                type=RandomSampler, num=64, pos_fraction=0.5, add_gt_as_proposals=False),
             allowed_border=-1, pos_weight=-1, debug=False),
         rpn_proposal=dict(
             nms_pre=100, max_per_img=50, nms=dict(type=nms, iou_threshold=0.7), min_bbox_size=0),
