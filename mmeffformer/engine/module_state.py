@@ -23,6 +23,8 @@ STATEFUL: Dict[type, Tuple[Callable, Callable]] = {
     torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
     deque: (list, lambda queue, items: (queue.clear(), queue.extend(items))),
 }
+# mmdet's samplers use one of them, which is seeded before each iteration.
+GLOBAL_GENERATORS = (random._inst, np.random.mtrand._rand, torch.default_generator)
 
 
 def snapshot(model: nn.Module) -> Dict[Path, bytes]:
@@ -41,10 +43,11 @@ def set_values(model: nn.Module, values: Dict[Path, Any]) -> None:
     containers = dict(_containers(model))
     for (*path, name), value in values.items():
         container = containers.get(tuple(path), {})
-        current = dict(_items(container)).get(name)
+        items = dict(_items(container))
+        current = items.get(name)
         if type(current) in STATEFUL:
             STATEFUL[type(current)][1](current, value)
-        elif not isinstance(container, tuple):
+        elif isinstance(container, dict) or isinstance(container, list) and name in items:
             moves = isinstance(current, Tensor) and isinstance(value, Tensor)
             container[name] = value.to(current.device) if moves else value
 
@@ -53,15 +56,22 @@ def _plain_values(model: nn.Module) -> Iterator[Tuple[Path, Any]]:
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     for path, container in _containers(model):
         for name, value in _items(container):
-            value = STATEFUL[type(value)][0](value) if type(value) in STATEFUL else value
-            # The mode is not part of the state: mmengine sets it.
-            if name != 'training' and id(value) not in saved and _is_plain(value):
+            if type(value) in STATEFUL and value not in GLOBAL_GENERATORS:
+                value = STATEFUL[type(value)][0](value)
+            # Tensors deeper inside are left from the last batch. mmengine sets the mode.
+            in_module = path[1:] in ((), ('_buffers',))
+            if name != 'training' and (_is_plain(value) or (
+                    in_module and type(value) is Tensor and not value.requires_grad
+                    and id(value) not in saved)):
                 yield (*path, name), value
 
 
 def _containers(model: nn.Module) -> Iterator[Tuple[Path, Any]]:
-    """Yield the attributes of each module and object in a model, the dicts and the lists."""
-    pending, seen = deque([((), model)]), set()
+    """Yield the attributes of modules and of objects in them, dicts and lists with more in them.
+
+    Paths begin with the name of the module.
+    """
+    pending, seen = deque(((name,), module) for name, module in model.named_modules()), set()
     while pending:
         path, part = pending.popleft()
         if id(part) not in seen:
@@ -78,6 +88,8 @@ def _items(container: Any) -> Iterator[Tuple[Any, Any]]:
 
 def _has_parts(value: Any) -> bool:
     """Return whether to look into a value; a dict with other keys than names is a cache."""
+    if _is_plain(value):
+        return False
     if isinstance(value, dict):
         return all(isinstance(key, (str, int)) for key in value)
     packages = [kind.__module__.partition('.')[0] for kind in type(value).__mro__]
@@ -95,5 +107,4 @@ def _is_plain(value: Any) -> bool:
         return all(type(key) in (str, int) and _is_plain(item) for key, item in value.items())
     if isinstance(value, (np.ndarray, np.generic)):
         return value.dtype.kind in 'biufc'
-    return value is None or kind in (bool, int, float, complex, str, bytes, torch.Size) or (
-        kind is Tensor and not value.requires_grad)
+    return value is None or kind in (bool, int, float, complex, str, bytes, torch.Size)
