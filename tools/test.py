@@ -9,11 +9,13 @@ from argparse import (
     Namespace,
     RawDescriptionHelpFormatter,
 )
+from copy import deepcopy
 from typing import Tuple
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.evaluator import DumpResults
+from mmengine.evaluator import BaseMetric, DumpResults
+from torch import nn
 
 from mmeffformer.apis.options import (
     add_config_arguments,
@@ -27,6 +29,7 @@ from mmeffformer.deploy.evaluation import ExportedModel
 from mmeffformer.deploy.runtimes import ExportedFile
 from mmeffformer.engine.launch import exit_distributed, is_local_main_process
 from mmeffformer.engine.runner import Runner
+from mmeffformer.utils.config import iter_dicts
 from mmeffformer.utils.errors import TrainingStopped
 from mmeffformer.utils.modules import unwrap_model
 from mmeffformer.weights.compatibility import check_compatible
@@ -41,6 +44,9 @@ def parse_args() -> Namespace:
     parser.add_argument('--model', metavar='FILE', help='whole model saved by tools/export.py')
     parser.add_argument('--deploy', action='store_true',
                         help='fuse the model first; the metrics stay the same')
+    parser.add_argument('--tta', action='store_true',
+                        help="test-time augmentation by the config's tta_model and tta_pipeline "
+                        '(default: each image and its mirror image)')
     parser.add_argument('--out', help='also save the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='also save pictures of the predictions to this folder')
     parser.add_argument('--at-least', nargs='+', default=[], metavar='METRIC=VALUE',
@@ -52,6 +58,8 @@ def parse_args() -> Namespace:
         parser.error('give either a checkpoint, or --backend and --model')
     if args.deploy and args.model:
         parser.error('--deploy is for a checkpoint; an exported file is already fused')
+    if args.tta and args.model:
+        parser.error('--tta is for a checkpoint; an exported file predicts without it')
     return args
 
 
@@ -69,8 +77,13 @@ def prepare_config(cfg: Config, args: Namespace) -> None:
     check_dataset(cfg, splits=('test',))
     if is_local_main_process(args.launcher):
         check_annotations(cfg, splits=('test',))
-    if 'backbone' in cfg.model:  # the checkpoint has all weights, so none are fetched
-        cfg.model.backbone.init_cfg = None
+    model = cfg.model
+    while 'module' in model:  # a model for test-time augmentation
+        model = model.module
+    if 'backbone' in model:  # the checkpoint has all weights, so none are fetched
+        model.backbone.init_cfg = None
+    if args.tta:
+        add_tta(cfg)
     if args.deploy:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmeffformer.DeployHook')]
     if args.show_dir:
@@ -79,6 +92,51 @@ def prepare_config(cfg: Config, args: Namespace) -> None:
         # Some versions of mmseg draw every 50th batch by default.
         cfg.default_hooks.visualization.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir
+        if cfg.visualizer.type in ('DetLocalVisualizer', 'mmdet.DetLocalVisualizer'):
+            cfg.visualizer.type = 'mmeffformer.DetVisualizer'
+
+
+def add_tta(cfg: Config) -> None:
+    """Wrap the model and its pipeline as the tools of mmdet and mmseg do with ``--tta``."""
+    defaults = {'mmdet': dict(type='DetTTAModel', tta_cfg=dict(
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+        'mmseg': dict(type='SegTTAModel')}
+    model = cfg.get('tta_model') or defaults.get(cfg.get('default_scope'))
+    if model is None or 'module' in cfg.model:
+        raise ValueError(f'--tta: expected a config with tta_model, or one for mmdet or mmseg '
+                         f'whose model is not augmented already, got {cfg.model.type}')
+    cfg.model = ConfigDict(model, module=cfg.model)
+    for part in iter_dicts(cfg.test_dataloader.dataset):
+        if 'pipeline' in part:
+            part['pipeline'] = cfg.get('tta_pipeline') or mirror(part['pipeline'])
+
+
+def check_tta(model: nn.Module) -> None:
+    """Raise a ValueError where mmdet cannot merge the predictions of augmented images."""
+    if type(model).__name__ == 'DetTTAModel' and model.module.with_mask:
+        raise ValueError('DetTTAModel merges boxes, but no masks. To measure the boxes, remove the '
+                         'mask head: --cfg-options model.roi_head.mask_head=None '
+                         'test_evaluator.metric=bbox')
+
+
+def mirror(pipeline: list) -> list:
+    """Return a pipeline that packs each image and its mirror image."""
+    *load, pack = deepcopy(pipeline)
+    if 'meta_keys' in pack:
+        pack['meta_keys'] = tuple({**dict.fromkeys(pack['meta_keys']),
+                                   'flip': None, 'flip_direction': None})
+    # The first one's ground truth is evaluated.
+    flips = [dict(type='RandomFlip', prob=probability) for probability in (0., 1.)]
+    return [*load, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+
+
+def dump_metric(path: str) -> BaseMetric:
+    """Return the metric that saves predictions, masks as RLE where mmdet is installed."""
+    try:
+        from mmdet.evaluation import DumpDetResults
+    except ImportError:
+        return DumpResults(path)
+    return DumpDetResults(path)
 
 
 def main():
@@ -94,12 +152,13 @@ def main():
         if args.model:
             runner.model = ExportedModel(unwrap_model(runner.model), exported)
         else:
+            check_tta(runner.model)
             check_compatible(runner.model, args.checkpoint)
     if args.out:
-        runner.test_evaluator.metrics.append(DumpResults(args.out))
+        runner.test_evaluator.metrics.append(dump_metric(args.out))
     with exit_on_error(TrainingStopped):
         metrics = runner.test()
-    if is_main_process() and args.checkpoint:
+    if is_main_process() and args.checkpoint and not args.tta:  # the report has none with TTA
         record_evaluation(runner, args.config, args.checkpoint, metrics)
     low = [f'{metric} is {metrics.get(metric)}, expected at least {floor}'
            for metric, floor in args.at_least if not metrics.get(metric, -1) >= floor]
