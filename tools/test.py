@@ -9,13 +9,11 @@ from argparse import (
     Namespace,
     RawDescriptionHelpFormatter,
 )
-from copy import deepcopy
 from typing import Tuple
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric, DumpResults
-from torch import nn
 
 from mmeffformer.apis.options import (
     add_config_arguments,
@@ -24,12 +22,12 @@ from mmeffformer.apis.options import (
     require_file,
 )
 from mmeffformer.apis.report import record_evaluation
+from mmeffformer.apis.tta import add_tta, check_tta
 from mmeffformer.datasets import check_annotations, check_dataset
 from mmeffformer.deploy.evaluation import ExportedModel
 from mmeffformer.deploy.runtimes import ExportedFile
 from mmeffformer.engine.launch import exit_distributed, is_local_main_process
 from mmeffformer.engine.runner import Runner
-from mmeffformer.utils.config import iter_dicts
 from mmeffformer.utils.errors import TrainingStopped
 from mmeffformer.utils.modules import unwrap_model
 from mmeffformer.weights.compatibility import check_compatible
@@ -94,40 +92,6 @@ def prepare_config(cfg: Config, args: Namespace) -> None:
         cfg.visualizer.save_dir = args.show_dir
         if cfg.visualizer.type in ('DetLocalVisualizer', 'mmdet.DetLocalVisualizer'):
             cfg.visualizer.type = 'mmeffformer.DetVisualizer'
-
-
-def add_tta(cfg: Config) -> None:
-    """Wrap the model and its pipeline as the tools of mmdet and mmseg do with ``--tta``."""
-    defaults = {'mmdet': dict(type='DetTTAModel', tta_cfg=dict(
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
-        'mmseg': dict(type='SegTTAModel')}
-    model = cfg.get('tta_model') or defaults.get(cfg.get('default_scope'))
-    if model is None or 'module' in cfg.model:
-        raise ValueError(f'--tta: expected a config with tta_model, or one for mmdet or mmseg '
-                         f'whose model is not augmented already, got {cfg.model.type}')
-    cfg.model = ConfigDict(model, module=cfg.model)
-    for part in iter_dicts(cfg.test_dataloader.dataset):
-        if 'pipeline' in part:
-            part['pipeline'] = cfg.get('tta_pipeline') or mirror(part['pipeline'])
-
-
-def check_tta(model: nn.Module) -> None:
-    """Raise a ValueError where mmdet cannot merge the predictions of augmented images."""
-    if type(model).__name__ == 'DetTTAModel' and model.module.with_mask:
-        raise ValueError('DetTTAModel merges boxes, but no masks. To measure the boxes, remove the '
-                         'mask head: --cfg-options model.roi_head.mask_head=None '
-                         'test_evaluator.metric=bbox')
-
-
-def mirror(pipeline: list) -> list:
-    """Return a pipeline that packs each image and its mirror image."""
-    *load, pack = deepcopy(pipeline)
-    if 'meta_keys' in pack:
-        pack['meta_keys'] = tuple({**dict.fromkeys(pack['meta_keys']),
-                                   'flip': None, 'flip_direction': None})
-    # The first one's ground truth is evaluated.
-    flips = [dict(type='RandomFlip', prob=probability) for probability in (0., 1.)]
-    return [*load, dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
 def dump_metric(path: str) -> BaseMetric:

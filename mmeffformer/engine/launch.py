@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from datetime import timedelta
 from typing import Any, Callable, Optional
 
@@ -32,8 +33,16 @@ def end_with_launcher() -> None:
 def init_worker(init: Optional[Callable[[int], None]], worker: int) -> None:
     """Have a data worker end with its training, then call ``init``, its own function."""
     end_with_launcher()
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
     if init:
         init(worker)
+
+
+def _exit_after_parent() -> None:
+    """Wait for the end of the training, which did not start a worker if a fork server did."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def is_local_main_process(launcher: str) -> bool:

@@ -1,5 +1,6 @@
 """A hook for what mmengine does not resume, and for schedules that differ from the config's."""
 import inspect
+from collections import Counter
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mmengine.hooks import Hook
@@ -74,6 +75,8 @@ def _settings(loop: Mapping[str, Any], optimizer: Mapping[str, Any], schedulers:
                           if key != 'params' and not key.startswith('initial_')})
     found['schedulers', 0] = len(schedulers)
     for i, (names, state) in enumerate(zip(arguments, schedulers)):
-        found.update({(f'param_scheduler[{i}].{name}', 0): state.get(name, 'absent')
-                      for name in names})
+        for name in names:
+            value = state.get(name, 'absent')
+            found[f'param_scheduler[{i}].{name}', 0] = (
+                sorted(value.elements()) if isinstance(value, Counter) else value)
     return found

@@ -64,9 +64,9 @@ class MetricHook(Hook):
             self._reported.update(undefined)
             values = ', '.join(f'{name} {value:g}' for name, value in undefined.items())
             runner.logger.warning(
-                f'Not measured: {values}. This is no result of the model: the ground truth has no '
-                'object or pixel that the metric counts (for COCO metrics _s, _m and _l: none of '
-                'that size). Check the annotations, class names and ids of this split')
+                f'{values}: not measured, since the ground truth has no object or pixel of that '
+                'kind (_s, _m and _l: of that size). If that is unexpected, check the '
+                'annotations, class names and ids of this split')
 
     after_test_epoch = after_val_epoch
 
