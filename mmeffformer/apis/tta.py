@@ -26,9 +26,10 @@ def add_tta(cfg: Config) -> None:
                          'mmseg, whose model is not augmented already; its model is '
                          f'{cfg.model.type}, its scope {cfg.get("default_scope")}')
     cfg.model = ConfigDict(model, module=cfg.model)
-    for part in iter_dicts(cfg.test_dataloader.dataset):
-        if 'pipeline' in part:
-            part['pipeline'] = cfg.get('tta_pipeline') or _mirror(part['pipeline'])
+    datasets = {id(part): part for part in iter_dicts(cfg.test_dataloader.dataset)
+                if 'pipeline' in part}  # one may be there twice
+    for part in datasets.values():
+        part['pipeline'] = cfg.get('tta_pipeline') or _mirror(part['pipeline'])
 
 
 def check_tta(model: nn.Module) -> None:
