@@ -122,7 +122,7 @@ def main():
         runner.test_evaluator.metrics.append(dump_metric(args.out))
     with exit_on_error(TrainingStopped):
         metrics = runner.test()
-    if is_main_process() and args.checkpoint and not args.tta:  # the report has none with TTA
+    if is_main_process() and args.checkpoint and not args.tta:  # the report compares plain figures
         record_evaluation(runner, args.config, args.checkpoint, metrics)
     low = [f'{metric} is {metrics.get(metric)}, expected at least {floor}'
            for metric, floor in args.at_least if not metrics.get(metric, -1) >= floor]

@@ -1,4 +1,4 @@
-"""Drawing of detections by OpenCV, with labels beside small objects."""
+"""Drawing of detections by OpenCV, with labels next to small objects."""
 from typing import Optional, Sequence, Tuple
 
 import cv2
@@ -17,7 +17,7 @@ FONT, SIZE, PAD = cv2.FONT_HERSHEY_SIMPLEX, 0.38, 2
 class DetVisualizer(DetLocalVisualizer):
     """mmdet's DetLocalVisualizer, with OpenCV: matplotlib takes seconds for tens of objects.
 
-    A label is inside its box if it covers a small part of it, and else beside it. Where it would
+    A label is inside its box if it covers a small part of it, and else next to it. Where it would
     cover another small object or another label, it is left out; the colour still names the class.
     """
 
@@ -74,7 +74,7 @@ def _draw_labels(image: np.ndarray, boxes: np.ndarray, areas: np.ndarray, names:
         (text_width, text_height), descent = cv2.getTextSize(names[i], FONT, SIZE, 1)
         w, h = text_width + 2 * PAD, text_height + descent + PAD
         x1, y1, x2, y2 = boxes[i]
-        # Inside, above, below and beside the box
+        # Inside, above, below and to the sides of the box
         places = np.array([(x1, y1), (x1, y1 - h), (x2 - w, y1 - h), (x1, y2 + 1),
                            (x2 - w, y2 + 1), (x2 + 1, y1), (x1 - w, y1)])
         places = np.concatenate([places, places + (w, h)], 1)

@@ -13,7 +13,7 @@ from mmeffformer.weights import read_checkpoint
 
 
 class Assigner:
-    """An object that is no module, as mmdet's assigners are."""
+    """An object that is not a module, as mmdet's assigners are."""
 
     def __init__(self):
         self.threshold, self.history = 0.5, []

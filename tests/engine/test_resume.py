@@ -1,4 +1,4 @@
-"""What a Runner resumes and says of it, on a model with a state outside of its weights."""
+"""Resuming a Runner: attributes of modules, and schedules that differ from the config's."""
 import pickle
 
 import pytest

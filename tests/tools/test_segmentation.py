@@ -66,7 +66,7 @@ def test_test_time_augmentation_is_the_mean_with_the_mirror_image(trained, tmp_p
                            for view in (image, image[:, ::-1]))
         expected = plain.softmax(0) + mirrored.softmax(0).flip(-1)
         labels = sample['pred_sem_seg']['data'][0]
-        assert (labels == expected.argmax(0)).float().mean() > 0.999  # equal but for rounding
+        assert (labels == expected.argmax(0)).float().mean() > 0.999  # equal except for rounding
         assert (labels != plain.argmax(0)).any()
 
 
