@@ -24,7 +24,7 @@ STATEFUL: Dict[type, Tuple[Callable, Callable]] = {
     deque: (list, lambda queue, items: (queue.clear(), queue.extend(items))),
 }
 # mmdet's samplers use one of them, which is seeded before each iteration.
-GLOBAL_GENERATORS = (random._inst, np.random.mtrand._rand, torch.default_generator)
+GLOBAL_GENERATORS = (np.random.mtrand._rand, torch.default_generator)
 
 
 def snapshot(model: nn.Module) -> Dict[Path, bytes]:
