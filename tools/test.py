@@ -13,7 +13,7 @@ from typing import Tuple
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.evaluator import DumpResults
+from mmengine.evaluator import BaseMetric, DumpResults
 
 from mmeffformer.apis.options import (
     add_config_arguments,
@@ -22,6 +22,7 @@ from mmeffformer.apis.options import (
     require_file,
 )
 from mmeffformer.apis.report import record_evaluation
+from mmeffformer.apis.tta import add_tta, check_tta
 from mmeffformer.datasets import check_dataset
 from mmeffformer.deploy.evaluation import ExportedModel
 from mmeffformer.deploy.runtimes import ExportedFile, SizeError
@@ -41,6 +42,9 @@ def parse_args() -> Namespace:
     parser.add_argument('--model', metavar='FILE', help='whole model saved by tools/export.py')
     parser.add_argument('--deploy', action='store_true',
                         help='fuse the model first; the metrics stay the same')
+    parser.add_argument('--tta', action='store_true',
+                        help="test-time augmentation by the config's tta_model and tta_pipeline "
+                        '(default: each image and its mirror image)')
     parser.add_argument('--out', help='also save the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='also save pictures of the predictions to this folder')
     parser.add_argument('--no-check', action='store_true',
@@ -54,6 +58,8 @@ def parse_args() -> Namespace:
         parser.error('give either a checkpoint, or --backend and --model')
     if args.deploy and args.model:
         parser.error('--deploy is for a checkpoint; an exported file is already fused')
+    if args.tta and args.model:
+        parser.error('--tta is for a checkpoint; an exported file predicts without it')
     return args
 
 
@@ -69,8 +75,13 @@ def parse_floor(word: str) -> Tuple[str, float]:
 def prepare_config(cfg: Config, args: Namespace) -> None:
     """Check the data and apply the options to the config."""
     check_dataset(cfg, splits=('test',))
-    if 'backbone' in cfg.model:  # the checkpoint has all weights, so none are fetched
-        cfg.model.backbone.init_cfg = None
+    model = cfg.model
+    while 'module' in model:  # a model for test-time augmentation
+        model = model.module
+    if 'backbone' in model:  # the checkpoint has all weights, so none are fetched
+        model.backbone.init_cfg = None
+    if args.tta:
+        add_tta(cfg)
     if args.deploy:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmeffformer.DeployHook')]
     if args.show_dir:
@@ -79,6 +90,17 @@ def prepare_config(cfg: Config, args: Namespace) -> None:
         # Some versions of mmseg draw every 50th batch by default.
         cfg.default_hooks.visualization.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir
+        if cfg.visualizer.type in ('DetLocalVisualizer', 'mmdet.DetLocalVisualizer'):
+            cfg.visualizer.type = 'mmeffformer.DetVisualizer'
+
+
+def dump_metric(path: str) -> BaseMetric:
+    """Return the metric that saves predictions, masks as RLE where mmdet is installed."""
+    try:
+        from mmdet.evaluation import DumpDetResults
+    except ImportError:
+        return DumpResults(path)
+    return DumpDetResults(path)
 
 
 def main():
@@ -94,14 +116,15 @@ def main():
         if args.model:
             runner.model = ExportedModel(unwrap_model(runner.model), exported)
         else:
+            check_tta(runner.model)
             check_compatible(runner.model, args.checkpoint)
         if not args.no_check and is_local_main_process(args.launcher):
             runner.check_data(('test', ))
     if args.out:
-        runner.test_evaluator.metrics.append(DumpResults(args.out))
+        runner.test_evaluator.metrics.append(dump_metric(args.out))
     with exit_on_error((TrainingStopped, SizeError)):
         metrics = runner.test()
-    if is_main_process() and args.checkpoint:
+    if is_main_process() and args.checkpoint and not args.tta:  # the report compares plain figures
         record_evaluation(runner, args.config, args.checkpoint, metrics)
     low = [f'{metric} is {metrics.get(metric)}, expected at least {floor}'
            for metric, floor in args.at_least if not metrics.get(metric, -1) >= floor]

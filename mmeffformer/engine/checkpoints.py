@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple, Union
 
+from mmengine.fileio import FileClient, HardDiskBackend, LocalBackend, get_file_backend
 from mmengine.logging import print_log
 
 from ..utils.errors import TrainingStopped
@@ -68,6 +69,14 @@ def describe_resume_point(work_dir: Union[str, Path]) -> str:
     """Return a sentence that names the checkpoint from which the run can be resumed."""
     path = next((path for path, problem in _read(work_dir) if not problem), None)
     return f'the last complete checkpoint is {path}' if path else 'there is no earlier checkpoint'
+
+
+def is_local(folder: Union[str, Path], file_client_args: Optional[dict],
+             backend_args: Optional[dict]) -> bool:
+    """Return whether mmengine writes to files of this machine, which can be renamed."""
+    backend = (FileClient.infer_client(file_client_args, folder).client if file_client_args
+               else get_file_backend(folder, backend_args=backend_args))
+    return type(backend) in (LocalBackend, HardDiskBackend)
 
 
 @contextmanager

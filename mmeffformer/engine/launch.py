@@ -5,8 +5,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from datetime import timedelta
-from typing import Any
+from typing import Any, Callable, Optional
 
 import torch.distributed as dist
 from mmengine.config import Config
@@ -21,11 +22,27 @@ from .mmengine_internals import create_temp_dir
 def end_with_launcher() -> None:
     """Have this process killed when the process that started it ends, on Linux.
 
-    Otherwise a rank whose launcher was killed would keep training, or wait for the other ranks.
+    Otherwise a rank whose launcher was killed would keep training, or wait for the other ranks,
+    and a data worker whose training was killed would wait until its batch is taken.
     """
     if sys.platform == 'linux':
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def init_worker(init: Optional[Callable[[int], None]], worker: int) -> None:
+    """Have a data worker end with its training, then call ``init``, its own function."""
+    end_with_launcher()
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+    if init:
+        init(worker)
+
+
+def _exit_after_parent() -> None:
+    """Wait for the end of the training, which did not start a worker if a fork server did."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def is_local_main_process(launcher: str) -> bool:

@@ -3,6 +3,7 @@
 mmengine resumes weights, optimizer and schedule, but not random numbers. It may leave a checkpoint
 half written after it has deleted the previous one.
 """
+from functools import partial
 from pathlib import Path
 from typing import Sequence, Union
 
@@ -22,8 +23,16 @@ from ..utils.modules import unwrap_model
 from ..utils.registry import RUNNERS
 from ..weights.safe_loading import check_finite, read_checkpoint, read_model
 from . import mmengine_internals as internals
-from .checkpoints import describe_resume_point, newest_checkpoint, stop_if_not_writable
-from .hooks import CheckpointHook, EarlyStoppingHook, FiniteLossHook, SeedHook
+from .checkpoints import describe_resume_point, is_local, newest_checkpoint, stop_if_not_writable
+from .hooks import (
+    CheckpointHook,
+    EarlyStoppingHook,
+    FiniteLossHook,
+    MetricHook,
+    ResumeHook,
+    SeedHook,
+)
+from .launch import init_worker
 
 
 @RUNNERS.register_module()
@@ -79,12 +88,13 @@ class Runner(_Runner):
                 'All machines must see the same work dir')
 
     def register_hooks(self, default_hooks=None, custom_hooks=None):
-        default_hooks = dict(default_hooks or {})
-        default_hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-        super().register_hooks({name: _safe_hook(hook) for name, hook in default_hooks.items()},
-                               [*map(_safe_hook, custom_hooks or [])])
-        self.register_hook(SeedHook())
-        self.register_hook(FiniteLossHook())
+        super().register_hooks(default_hooks, custom_hooks)
+        for hook in (SeedHook(), FiniteLossHook(), MetricHook(), ResumeHook()):
+            self.register_hook(hook)
+
+    def register_hook(self, hook, priority=None):
+        """Register a hook; of mmengine's hooks in a config, this project's are registered."""
+        super().register_hook(_safe_hook(hook), priority)
 
     def check_data(self, splits: Sequence[str], limit: int = 200) -> None:
         """Check the data sets that this runner will use: :func:`mmeffformer.datasets.check_data`.
@@ -113,7 +123,9 @@ class Runner(_Runner):
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False):
         loader = _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         if not isinstance(loader.dataset, GuardedDataset):
-            internals.set_loader_parts(loader, dataset=RepeatableDataset(loader.dataset))
+            internals.set_loader_parts(
+                loader, dataset=RepeatableDataset(loader.dataset),
+                worker_init_fn=partial(init_worker, loader.worker_init_fn))
         return loader
 
     def build_train_loop(self, loop: Union[BaseLoop, dict]) -> BaseLoop:
@@ -160,21 +172,22 @@ class Runner(_Runner):
             ) from error
 
     @master_only
-    def save_checkpoint(self, out_dir, filename, *args, **kwargs):
-        """Save a checkpoint atomically.
+    def save_checkpoint(self, out_dir, filename, file_client_args=None, *args, **kwargs):
+        """Save a checkpoint, to a local folder atomically.
 
         Raises:
             TrainingStopped: It cannot be written, or has weights that are not finite.
         """
-        if '://' in str(out_dir):  # a remote backend, which cannot rename
-            super().save_checkpoint(out_dir, filename, *args, **kwargs)
-            return
         path = Path(out_dir) / filename
         model = unwrap_model(self.model)
         try:
             check_finite(model.state_dict(), path, model)
+            if not is_local(out_dir, file_client_args, kwargs.get('backend_args')):
+                super().save_checkpoint(out_dir, filename, file_client_args, *args, **kwargs)
+                return
             with stop_if_not_writable(path, self.work_dir), atomic_write(path) as tmp_path:
-                super().save_checkpoint(str(out_dir), tmp_path.name, *args, **kwargs)
+                super().save_checkpoint(str(out_dir), tmp_path.name, file_client_args, *args,
+                                        **kwargs)
                 if not self._save_verified:  # otherwise a resume would be the first to notice
                     read_checkpoint(tmp_path)
                     self._save_verified = True

@@ -17,6 +17,7 @@ MODELS = _child('model', mmengine.MODELS, 'models', 'search.supernet')
 HOOKS = _child('hook', mmengine.HOOKS, 'engine.hooks')
 RUNNERS = _child('runner', mmengine.RUNNERS, 'engine.runner')
 OPTIM_WRAPPERS = _child('optim_wrapper', mmengine.OPTIM_WRAPPERS, 'engine.optim')
+VISUALIZERS = _child('visualizer', mmengine.VISUALIZERS, 'apis.visualizer')
 MODEL_WRAPPERS = _child('model_wrapper', mmengine.MODEL_WRAPPERS, 'engine.launch')
 
 

@@ -116,7 +116,7 @@ def values(part, path: str = '') -> dict:
 
 def assert_same(a: Path, b: Path, name: str = 'iter_12.pth'):
     """Compare all parts of two checkpoints that the rest of a run depends on."""
-    parts = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
+    parts = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'module_state')
     a, b = (values({part: file.get(part) for part in parts}) for file in (
         read_checkpoint(folder / name) for folder in (a, b)))
     assert a.keys() == b.keys()
@@ -316,6 +316,8 @@ def test_a_detector_trained_by_epochs_in_mixed_precision(tmp_path):
     config.write_text(f"""
 _base_ = '{ROOT}/configs/demo/maskrcnn_effformer_l1_shapes.py'
 model = dict(
+    data_preprocessor=dict(batch_augments=[
+        dict(type='BatchSyncRandomResize', random_size_range=(64, 128), interval=2)]),
     backbone=dict(arch=dict(_delete_=True, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1),
                             attention_blocks=(0, 0, 0, 1))),
     neck=dict(in_channels=[8, 8, 16, 16]))
@@ -331,3 +333,5 @@ custom_hooks = [dict(type='EMAHook')]
     shutil.copy(tmp_path / 'whole/epoch_1.pth', tmp_path / 'half')
     train(tmp_path / 'half', *options, '--resume', config=config)
     assert_same(tmp_path / 'whole', tmp_path / 'half', 'epoch_3.pth')
+    state = read_checkpoint(tmp_path / 'whole/epoch_1.pth')['module_state']
+    assert len(state['data_preprocessor.batch_augments.0', '_input_size']) == 2

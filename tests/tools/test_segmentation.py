@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.fileio import load
+from mmseg.apis import inference_model, init_model
+from support.helpers import ROOT, scalars
 from support.helpers import run_tool as run
-from support.helpers import scalars
 
 from mmeffformer.datasets import SEG_CLASSES, write_ade20k
 
@@ -52,6 +53,21 @@ def test_evaluation_repeats_what_training_measured(trained, tmp_path):
     # The ground truth and the prediction, side by side.
     shown = [cv2.imread(str(path)) for path in (tmp_path / 'shown').rglob('*.png')]
     assert [picture.shape for picture in shown] == [(64, 2 * 96, 3)] * 3
+
+
+def test_test_time_augmentation_is_the_mean_with_the_mirror_image(trained, tmp_path):
+    data, work_dir = trained
+    run('tools/test.py', CONFIG, work_dir / 'iter_2.pth', '--data-root', data, '--work-dir',
+        tmp_path, '--tta', '--out', tmp_path / 'found.pkl')
+    model = init_model(str(ROOT / CONFIG), str(work_dir / 'iter_2.pth'), device='cpu')
+    for sample in load(tmp_path / 'found.pkl'):
+        image = cv2.imread(sample['img_path'])
+        plain, mirrored = (inference_model(model, np.ascontiguousarray(view)).seg_logits.data
+                           for view in (image, image[:, ::-1]))
+        expected = plain.softmax(0) + mirrored.softmax(0).flip(-1)
+        labels = sample['pred_sem_seg']['data'][0]
+        assert (labels == expected.argmax(0)).float().mean() > 0.999  # equal except for rounding
+        assert (labels != plain.argmax(0)).any()
 
 
 def mean_iou(data: Path, found: list) -> float:

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
+from pycocotools.mask import decode
 from support.helpers import ROOT, cache_published_l1, free_port, scalars
 from support.helpers import run_tool as run
+from torchvision.ops import batched_nms
 
 from mmeffformer import EfficientFormer
 from mmeffformer.datasets import write_coco
@@ -59,6 +61,31 @@ def test_evaluation_is_of_the_checkpoint_given(trained, tmp_path):
         assert len(expected) > 0
         torch.testing.assert_close(sample['pred_instances']['scores'], expected.scores)
         torch.testing.assert_close(sample['pred_instances']['bboxes'], expected.bboxes)
+        masks = np.stack([decode(mask) for mask in sample['pred_instances']['masks']])
+        assert (masks == expected.masks.numpy()).all()
+
+
+def test_boxes_with_test_time_augmentation(trained, tmp_path):
+    data, work_dir = trained
+    options = ['model.roi_head.mask_head=None', 'test_evaluator.metric=bbox']
+    printed = run('tools/test.py', DEMO, work_dir / 'iter_2.pth', '--data-root', data,
+                  '--work-dir', tmp_path, '--tta', '--out', tmp_path / 'found.pkl',
+                  '--cfg-options', *options)
+    assert 'coco/bbox_mAP' in printed and not [*tmp_path.rglob('evaluation.json')]
+    model = init_detector(str(ROOT / DEMO), str(work_dir / 'iter_2.pth'), device='cpu')
+    for sample in pickle.loads((tmp_path / 'found.pkl').read_bytes()):
+        image = cv2.imread(sample['img_path'])
+        plain, mirrored = (inference_detector(model, view).pred_instances
+                           for view in (image, np.ascontiguousarray(image[:, ::-1])))
+        boxes = mirrored.bboxes.clone()
+        boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
+        scores = torch.cat([plain.scores, mirrored.scores])
+        kept = batched_nms(torch.cat([plain.bboxes, boxes]), scores,
+                           torch.cat([plain.labels, mirrored.labels]), 0.5)[:100]
+        found = sample['pred_instances']
+        torch.testing.assert_close(found['scores'], scores[kept])
+        torch.testing.assert_close(found['bboxes'], torch.cat([plain.bboxes, boxes])[kept],
+                                   rtol=1e-4, atol=1e-3)
 
 
 # Tools that take a checkpoint

@@ -1,8 +1,9 @@
 """Hooks, registered under their class names."""
 from .checkpoint import CheckpointHook, EarlyStoppingHook
-from .safety import FiniteLossHook, SeedHook
+from .resume import ResumeHook
+from .safety import FiniteLossHook, MetricHook, SeedHook
 from .speed import DeployHook, SpeedHook
 from .supernet import TemperatureHook
 
-__all__ = ['CheckpointHook', 'DeployHook', 'EarlyStoppingHook', 'FiniteLossHook', 'SeedHook',
-           'SpeedHook', 'TemperatureHook']
+__all__ = ['CheckpointHook', 'DeployHook', 'EarlyStoppingHook', 'FiniteLossHook', 'MetricHook',
+           'ResumeHook', 'SeedHook', 'SpeedHook', 'TemperatureHook']

@@ -12,7 +12,7 @@ from mmengine.runner.base_loop import BaseLoop
 from ...utils.files import TMP_PREFIX, atomic_write
 from ...utils.modules import unwrap_model
 from ...utils.registry import HOOKS
-from ..checkpoints import checkpoints, stop_if_not_writable
+from ..checkpoints import checkpoints, is_local, stop_if_not_writable
 from ..mmengine_internals import is_resuming, is_training, update_val_interval
 
 
@@ -36,7 +36,7 @@ class CheckpointHook(_CheckpointHook):
         if 'keep_ckpt_ids' in info:  # parts of names of files to delete
             info['keep_ckpt_ids'] = [i for i in info['keep_ckpt_ids'] if isinstance(i, int)]
         super().before_train(runner)
-        if isinstance(self.file_backend, LocalBackend):
+        if is_local(self.out_dir, self.file_client_args, self.backend_args):
             self._defer_deletion(runner)
         if not runner.iter and is_main_process():
             self._validation_record(runner).unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class CheckpointHook(_CheckpointHook):
         checkpoint['meta']['validated'] = self._validated_step
         # Functions, such as OneCycleLR's, are code, which the safe reader refuses. A new
         # scheduler brings its own.
-        for state in _flatten_schedulers(checkpoint.get('param_schedulers')):
+        for state in flatten_schedulers(checkpoint.get('param_schedulers')):
             for key in [key for key, value in state.items() if callable(value)]:
                 del state[key]
 
@@ -135,7 +135,8 @@ class EarlyStoppingHook(_EarlyStoppingHook):
     priority = 'LOW'  # before CheckpointHook saves this state with the best checkpoint
 
     def before_run(self, runner) -> None:
-        """Do nothing; mmengine's hook would build the training loop even to test a model."""
+        if is_training(runner):  # mmengine's hook would build the loop even to test a model
+            super().before_run(runner)
 
     def after_val_epoch(self, runner, metrics) -> None:
         if is_training(runner):
@@ -187,7 +188,7 @@ def _current_step(loop: BaseLoop) -> int:
     return loop.epoch if isinstance(loop, EpochBasedTrainLoop) else loop.iter
 
 
-def _flatten_schedulers(schedulers: Union[None, list, Dict[str, list]]) -> list:
+def flatten_schedulers(schedulers: Union[None, list, Dict[str, list]]) -> list:
     """Return the schedulers of all optimizers: a list for one, a dict of lists for several."""
     return sum(schedulers.values(), []) if isinstance(schedulers, dict) else schedulers or []
 
@@ -195,5 +196,5 @@ def _flatten_schedulers(schedulers: Union[None, list, Dict[str, list]]) -> list:
 def _validation_affects_training(runner) -> bool:
     """Return whether metrics change the schedule or stop the training early."""
     return any(getattr(scheduler, 'need_val_args', False)
-               for scheduler in _flatten_schedulers(runner.param_schedulers)) or any(
+               for scheduler in flatten_schedulers(runner.param_schedulers)) or any(
                    isinstance(hook, _EarlyStoppingHook) for hook in runner.hooks)

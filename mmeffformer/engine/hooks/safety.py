@@ -1,6 +1,6 @@
-"""Hooks that make training repeatable and stop it at a loss that is not finite."""
+"""Hooks that make training repeatable and report losses and metrics that are not numbers."""
 import math
-from typing import Any, Iterator
+from typing import Any, Iterator, Set
 
 import torch
 from mmengine.dist import get_rank
@@ -47,6 +47,28 @@ class FiniteLossHook(Hook):
             f'{describe_resume_point(runner.work_dir)}. Check the images and their annotations, '
             'clip gradients, and use --resume, which keeps the learning rate. For a lower one, '
             'start a new run from those weights with --cfg-options load_from=FILE')
+
+
+@HOOKS.register_module()
+class MetricHook(Hook):
+    """Warn, once of each, of metrics that an evaluator could not compute: -1 or NaN."""
+
+    def __init__(self):
+        self._reported: Set[str] = set()
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        undefined = {name: value for name, value in (metrics or {}).items()
+                     if isinstance(value, (int, float)) and (value == -1 or math.isnan(value))
+                     and name not in self._reported}
+        if undefined:
+            self._reported.update(undefined)
+            values = ', '.join(f'{name} {value:g}' for name, value in undefined.items())
+            runner.logger.warning(
+                f'{values}: not measured, since the ground truth has no object or pixel of that '
+                'kind (_s, _m and _l: of that size). If that is unexpected, check the '
+                'annotations, class names and ids of this split')
+
+    after_test_epoch = after_val_epoch
 
 
 def _image_paths(batch: Any) -> Iterator[str]:
