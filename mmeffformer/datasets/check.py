@@ -24,8 +24,8 @@ from .agreement import (
     labels_of,
 )
 from .ground_truth import LIMIT, check_best_figures, metric_cfgs
-from .guarded import ADVICE, GuardedDataset, explain
 from .samples import SHOWN, Listing, Sample, observed_datasets, own_pipelines, read_samples
+from .traced import ADVICE, TracedDataset, explain
 
 SHARE = 0.1  # of the objects; where more are left out, a warning gives the reasons
 Progress = Callable[[str, int, int], Any]
@@ -104,7 +104,7 @@ def _check_split(cfg: Any, split: str, loader: DataLoader, model: nn.Module,
                  limit: Optional[int], workers: int, progress: Optional[Progress],
                  report: Report) -> None:
     key, dataset = f'{split}_dataloader', loader.dataset
-    while isinstance(dataset, GuardedDataset):
+    while isinstance(dataset, TracedDataset):
         dataset = dataset.dataset
     meta = getattr(dataset, 'metainfo', {})
     report.errors += [error for error in check_heads(model, meta.get('classes'), f'{split} data')

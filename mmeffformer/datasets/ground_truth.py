@@ -7,7 +7,7 @@ import os.path as osp
 import re
 import tempfile
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch.utils.data import Dataset
 from torchvision.ops import box_iou
 
-from .guarded import explain, leaves
+from .traced import explain, leaves
 
 FIGURE = re.compile('(AP|AP_?50|AP_?75|AP[50@. ]+|IoU|Acc|Dice|Fscore|PQ)$')
 LIMIT = 1000  # images of a split that a training evaluates before it starts
@@ -91,8 +91,10 @@ def as_predictions(sample: Any, classes: int) -> Any:
     return sample
 
 
-def check_best_figures(cfg: Any, dataset: Dataset, key: str
-                       ) -> Tuple[List[str], List[str], List[str]]:
+Found = Tuple[List[str], List[str], List[str]]  # errors, warnings, notes
+
+
+def check_best_figures(cfg: Any, dataset: Dataset, key: str) -> Found:
     """Evaluate the ground truth of a data set as predictions.
 
     Args:
@@ -103,32 +105,18 @@ def check_best_figures(cfg: Any, dataset: Dataset, key: str
     Returns:
         Errors, warnings and notes.
     """
-    classes = dataset.metainfo.get('classes') or ()
-    objects: Dict[Any, list] = {}  # image id -> (boxes, labels)
-    strange: Dict[int, int] = Counter()  # label that is no class -> label maps that have it
+    truth = Truth()
     with tempfile.TemporaryDirectory() as folder, _quietly():
         try:
             evaluator = build_evaluator(cfg, folder)
-            evaluator.dataset_meta = dataset.metainfo
-            count = 0
-            for sample in truth_samples(dataset):
-                sample = as_predictions(sample, len(classes))
-                if 'pred_instances' in sample:
-                    found = sample.pred_instances
-                    objects[sample.get('img_id', count)] = [found.bboxes, found.labels]
-                elif 'pred_sem_seg' in sample:
-                    strange.update(value for value in sample.gt_sem_seg.data.unique().tolist()
-                                   if not 0 <= value < len(classes))
-                else:
-                    return [], [], [f'{key} is not checked: the data set has no ground truth']
-                evaluator.process(data_samples=[sample], data_batch=dict())
-                count += 1
-            metrics = evaluator.evaluate(count)
+            metrics = truth.evaluate(evaluator, dataset)
         except Exception as error:  # any that a metric may have
             if isinstance(error, KeyError) and str(error.args[0]).startswith('pred_'):
                 return [], [], [f'{key} is not checked: it needs predictions of another kind '
                                 f'({error.args[0]})']
             return [explain(f'{key} fails on the ground truth of the data set', error)], [], []
+    if metrics is None:
+        return [], [], [f'{key} is not checked: the data set has no ground truth']
     figures = {name: float(value) for name, value in metrics.items()
                if FIGURE.search(name) and np.isscalar(value)}
     real = {name: value for name, value in figures.items() if np.isfinite(value) and value >= 0}
@@ -138,47 +126,69 @@ def check_best_figures(cfg: Any, dataset: Dataset, key: str
         return [f'{key} gives no figure for the ground truth as predictions ({figures or metrics}'
                 '): nothing in the data set can be evaluated'], [], []
     top = 100. if any(value > 1 for value in real.values()) else 1.
-    low = {name: value for name, value in real.items() if value < top * 0.9995}
+    low = [f'{name} {value:g}' for name, value in real.items() if value < top * 0.9995]
+    text = f'{key}: the ground truth as predictions gives '
     if not low:
-        return [], [], [f'{key}: the ground truth as predictions gives '
-                        f'{", ".join(f"{name} {value:g}" for name, value in real.items())}']
-    wrong, legal = _reasons(evaluator, objects)
-    wrong += [f'{number} label maps have {value}, neither a class nor ignore_index='
-              f'{metric.ignore_index} of {type(metric).__name__}'
-              for metric in evaluator.metrics if hasattr(metric, 'ignore_index')
-              for value, number in strange.items() if value != metric.ignore_index]
-    text = (f'{key}: the ground truth as predictions gives '
-            f'{", ".join(f"{name} {low[name]:g}" for name in [*low][:2])} instead of {top:g}')
-    if wrong or not legal:
-        named = sorted({str(metric['ann_file']) for metric in metric_cfgs(cfg)
-                        if metric.get('ann_file')})
-        own = sorted({str(leaf.ann_file) for leaf in leaves(dataset)
-                      if getattr(leaf, 'ann_file', None)})
-        files = ([f'{key}.ann_file is {", ".join(named)}; the ann_file of its data set is '
-                  f'{", ".join(own)}'] if named and named != own else [])
-        return ['. '.join([text, *(wrong or ['No reason was found']), *files])], [], []
-    return [], ['. '.join([f'{text}: the best that this evaluator can give', *legal])], []
+        return [], [], [text + ', '.join(f'{name} {value:g}' for name, value in real.items())]
+    text += f'{", ".join(low[:2])} instead of {top:g}'
+    wrong, legal = truth.reasons(evaluator)
+    if legal and not wrong:
+        return [], ['. '.join([f'{text}: the best that this evaluator can give', *legal])], []
+    named = sorted({str(metric['ann_file']) for metric in metric_cfgs(cfg)
+                    if metric.get('ann_file')})
+    own = sorted({str(leaf.ann_file) for leaf in leaves(dataset)
+                  if getattr(leaf, 'ann_file', None)})
+    files = ([f'{key}.ann_file is {", ".join(named)}; the ann_file of its data set is '
+              f'{", ".join(own)}'] if named and named != own else [])
+    return ['. '.join([text, *(wrong or ['No reason was found']), *files])], [], []
 
 
-def _reasons(evaluator: Evaluator, objects: Dict[Any, list]) -> Tuple[List[str], List[str]]:
-    """Return reasons for a lower figure: those that are mistakes, and those that are legal."""
-    wrong, legal = [], []
-    for metric in evaluator.metrics:
-        most = getattr(metric, 'proposal_nums', (100, ))[0]
-        crowded = [image for image, (boxes, _) in objects.items() if len(boxes) > most]
-        if crowded:
-            legal.append(f'{len(crowded)} of {len(objects)} images have more than {most} objects, '
-                         'the most that it counts (proposal_nums)')
-        if getattr(metric, '_coco_api', None) is not None:
-            _compare_with_coco(metric, objects, wrong, legal)
-    double = sum(int((box_iou(boxes, boxes).triu(1) > 0.95).logical_and(
-        labels[:, None] == labels).sum()) for boxes, labels in objects.values() if len(boxes))
-    if double:
-        legal.append(f'{double} objects are drawn twice')
-    return wrong, legal
+class Truth:
+    """Ground truth that was evaluated, and the reasons for figures that are not the best."""
+
+    def __init__(self):
+        self.objects: Dict[Any, Tuple[torch.Tensor, torch.Tensor]] = {}  # image id: boxes, labels
+        self.strange: Dict[int, int] = Counter()  # label that is no class: label maps with it
+
+    def evaluate(self, evaluator: Evaluator, dataset: Dataset) -> Optional[dict]:
+        """Return the metrics of a data set's ground truth, or None if it has none."""
+        evaluator.dataset_meta = dataset.metainfo
+        classes, count = len(dataset.metainfo.get('classes') or ()), 0
+        for sample in truth_samples(dataset):
+            sample = as_predictions(sample, classes)
+            if 'pred_instances' in sample:
+                found = sample.pred_instances
+                self.objects[sample.get('img_id', count)] = found.bboxes, found.labels
+            elif 'pred_sem_seg' in sample:
+                self.strange.update(value for value in sample.gt_sem_seg.data.unique().tolist()
+                                    if not 0 <= value < classes)
+            else:
+                return None
+            evaluator.process(data_samples=[sample], data_batch=dict())
+            count += 1
+        return evaluator.evaluate(count)
+
+    def reasons(self, evaluator: Evaluator) -> Tuple[List[str], List[str]]:
+        """Return reasons for a lower figure: those that are mistakes, and those that are legal."""
+        wrong, legal = [], []
+        for metric in evaluator.metrics:
+            most = getattr(metric, 'proposal_nums', (100, ))[0]
+            crowded = sum(len(boxes) > most for boxes, _ in self.objects.values())
+            if crowded:
+                legal.append(f'{crowded} of {len(self.objects)} images have more than {most} '
+                             'objects, the most that it counts (proposal_nums)')
+            if getattr(metric, '_coco_api', None) is not None:
+                _compare_with_coco(metric, self.objects, wrong, legal)
+            ignored = getattr(metric, 'ignore_index', None)
+            wrong += [f'{number} label maps have {value}, neither a class nor ignore_index='
+                      f'{ignored} of {type(metric).__name__}'
+                      for value, number in self.strange.items() if value != ignored]
+        double = sum(int((box_iou(boxes, boxes).triu(1) > 0.95).logical_and(
+            labels[:, None] == labels).sum()) for boxes, labels in self.objects.values())
+        return wrong, legal + ([f'{double} objects are drawn twice'] if double else [])
 
 
-def _compare_with_coco(metric: Any, objects: Dict[Any, list], wrong: List[str],
+def _compare_with_coco(metric: Any, objects: Dict[Any, Any], wrong: List[str],
                        legal: List[str]) -> None:
     """Compare the objects of an evaluator's file with those of the data set."""
     api, reasons, first = metric._coco_api, Counter(), {}

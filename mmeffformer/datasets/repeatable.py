@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, Sampler
 
-from .guarded import GuardedDataset
+from .traced import TracedDataset
 
 
 def seed_all(*position: int) -> None:
@@ -69,7 +69,7 @@ class RepeatableBatches:
             position += len(batch)
 
 
-class RepeatableDataset(GuardedDataset):
+class RepeatableDataset(TracedDataset):
     """Seeds the random numbers before a sample whose index is an :class:`Index`."""
 
     def __getitem__(self, index):

@@ -3,7 +3,7 @@ import copy
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -12,8 +12,8 @@ from mmcv.transforms import LoadAnnotations
 from mmengine.dataset import BaseDataset, Compose
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from .guarded import BrokenData, GuardedDataset, GuardedPipeline, explain, file_of
 from .repeatable import seed_all
+from .traced import SampleError, TracedDataset, TracedPipeline, explain, file_of
 
 SHOWN = 10  # files that a list of errors names
 
@@ -79,41 +79,13 @@ def observed_datasets() -> Iterator[List[Listing]]:
     original = BaseDataset.__init__
 
     def init(self, *args, **kwargs):
-        listing = Listing(self)
-        listings.append(listing)
-        parse, load, keep = self.parse_data_info, self.load_data_list, self.filter_data
-
-        def parse_data_info(raw):
-            if listing.categories is None and hasattr(self, 'coco'):
-                listing.categories = [item['name'] for item in self.coco.load_cats(self.cat_ids)]
-            try:
-                entry = parse(raw)
-            except Exception as error:
-                listing.broken.append((file_of(raw), error))
-                return {}
-            if isinstance(raw, dict) and isinstance(raw.get('raw_ann_info'), list):
-                listing.annotations += len(raw['raw_ann_info'])
-            return entry
-
-        def load_data_list():
-            entries = [entry for entry in load() if entry]
-            listing.images += len(entries)
-            listing.repeated = len(entries) - len({str(item.get('img_path')) for item in entries})
-            listing.objects += sum(len(entry.get('instances') or ()) for entry in entries)
-            return entries
-
-        def filter_data():
-            entries = keep()
-            listing.kept = len(entries)
-            return entries
-
-        own = dict(parse_data_info=parse_data_info, load_data_list=load_data_list,
-                   filter_data=filter_data)
-        vars(self).update(own)
+        listings.append(Listing(self))
+        observers = _observers(listings[-1])
+        vars(self).update(observers)
         try:
             original(self, *args, **kwargs)
         finally:
-            for name in own:  # closures cannot be pickled for a worker process
+            for name in observers:  # closures cannot be pickled for a worker process
                 vars(self).pop(name, None)
 
     BaseDataset.__init__ = init
@@ -121,6 +93,39 @@ def observed_datasets() -> Iterator[List[Listing]]:
         yield listings
     finally:
         BaseDataset.__init__ = original
+
+
+def _observers(listing: Listing) -> Dict[str, Callable]:
+    """Return methods that replace those of a data set while it is built."""
+    dataset = listing.dataset
+    parse, load, keep = dataset.parse_data_info, dataset.load_data_list, dataset.filter_data
+
+    def parse_data_info(raw):
+        if listing.categories is None and hasattr(dataset, 'coco'):
+            listing.categories = [item['name'] for item in dataset.coco.load_cats(dataset.cat_ids)]
+        try:
+            entry = parse(raw)
+        except Exception as error:
+            listing.broken.append((file_of(raw), error))
+            return {}
+        if isinstance(raw, dict) and isinstance(raw.get('raw_ann_info'), list):
+            listing.annotations += len(raw['raw_ann_info'])
+        return entry
+
+    def load_data_list():
+        entries = [entry for entry in load() if entry]
+        listing.images += len(entries)
+        listing.repeated = len(entries) - len({str(item.get('img_path')) for item in entries})
+        listing.objects += sum(len(entry.get('instances') or ()) for entry in entries)
+        return entries
+
+    def filter_data():
+        entries = keep()
+        listing.kept = len(entries)
+        return entries
+
+    return dict(parse_data_info=parse_data_info, load_data_list=load_data_list,
+                filter_data=filter_data)
 
 
 class Labels(NamedTuple):
@@ -166,7 +171,7 @@ class SampleReader(Dataset):
             packed = self._prepare(index, sample)
             if packed is not None:
                 self._inspect(packed, sample)
-        except BrokenData as error:
+        except SampleError as error:
             sample.error = str(error)
         except Exception as error:  # any that a data set may have
             sample.error = f'{sample.name}: {type(error).__name__}: {error}'
@@ -200,7 +205,7 @@ class SampleReader(Dataset):
                 raise ValueError(f'the label map is {data["gt_seg_map"].shape} px, its image '
                                  f'{shape}')
 
-        return GuardedPipeline(self.dataset.pipeline, observe)(info)
+        return TracedPipeline(self.dataset.pipeline, observe)(info)
 
     def _inspect(self, packed: dict, sample: Sample) -> None:
         inputs, truth = packed.get('inputs'), packed.get('data_samples')
@@ -244,7 +249,7 @@ def own_pipelines(dataset: Dataset) -> List[Dataset]:
         dataset = copy.copy(dataset)
         dataset.pipeline = copy.deepcopy(dataset.pipeline)
         # Those of several images have a list of transforms.
-        return [dataset if isinstance(dataset.pipeline, Compose) else GuardedDataset(dataset)]
+        return [dataset if isinstance(dataset.pipeline, Compose) else TracedDataset(dataset)]
     inside = vars(dataset)
     inner = inside.get('datasets') or inside.get('dataset') or []
     return [leaf for item in (inner if isinstance(inner, (list, tuple)) else [inner])

@@ -15,8 +15,8 @@ from mmengine.runner import Runner as _Runner
 from mmengine.runner.base_loop import BaseLoop
 
 from ..datasets import check_data
-from ..datasets.guarded import ADVICE, GuardedDataset
 from ..datasets.repeatable import RepeatableBatches, RepeatableDataset
+from ..datasets.traced import ADVICE, TracedDataset
 from ..utils.errors import TrainingStopped
 from ..utils.files import atomic_write
 from ..utils.modules import unwrap_model
@@ -53,6 +53,7 @@ class Runner(_Runner):
     """
 
     _resumed_iters = 0  # iterations in the checkpoint that is resumed
+    batch_images: Sequence[str] = ()  # of the iteration that runs
     _save_verified = False  # whether a checkpoint of this run was read back
 
     @classmethod
@@ -96,6 +97,18 @@ class Runner(_Runner):
         """Register a hook; of mmengine's hooks in a config, this project's are registered."""
         super().register_hook(_safe_hook(hook), priority)
 
+    def train(self):
+        """Train the model; an error of any part is logged with the images of its batch."""
+        try:
+            return super().train()
+        except TrainingStopped:
+            raise
+        except Exception:
+            if self.batch_images:
+                self.logger.error(f'iteration {self.iter + 1} failed on the images '
+                                  f'{", ".join(self.batch_images)}')
+            raise
+
     def check_data(self, splits: Sequence[str], limit: int = 200) -> None:
         """Check the data sets that this runner will use: :func:`mmeffformer.datasets.check_data`.
 
@@ -122,7 +135,7 @@ class Runner(_Runner):
     @staticmethod
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False):
         loader = _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
-        if not isinstance(loader.dataset, GuardedDataset):
+        if not isinstance(loader.dataset, TracedDataset):
             internals.set_loader_parts(
                 loader, dataset=RepeatableDataset(loader.dataset),
                 worker_init_fn=partial(init_worker, loader.worker_init_fn))

@@ -34,6 +34,9 @@ class FiniteLossHook(Hook):
 
     priority = 'VERY_HIGH'  # before this iteration is logged or saved
 
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        runner.batch_images = [*_image_paths(data_batch)]  # for the error of another part
+
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         losses = {name: value.item() for name, value in (outputs or {}).items()
                   if 'loss' in name and isinstance(value, torch.Tensor) and value.numel() == 1}

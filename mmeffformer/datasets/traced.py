@@ -10,7 +10,7 @@ from ..utils.errors import TrainingStopped
 ADVICE = '`python tools/check_data.py CONFIG` checks every sample'
 
 
-class BrokenData(TrainingStopped):
+class SampleError(TrainingStopped):
     """A sample that cannot be prepared; the message names the file and the transform."""
 
     def __init__(self, message: str):
@@ -18,7 +18,7 @@ class BrokenData(TrainingStopped):
         super().__init__(message.rpartition(f'{type(self).__name__}: ')[2])
 
 
-class GuardedPipeline(Compose):
+class TracedPipeline(Compose):
     """A pipeline whose errors name the file and the transform.
 
     Args:
@@ -35,10 +35,10 @@ class GuardedPipeline(Compose):
         for step in self.transforms:
             try:
                 data = step(data)
-            except BrokenData:
+            except SampleError:
                 raise
             except Exception as error:
-                raise BrokenData(explain(f'{type(step).__name__} failed on {name}',
+                raise SampleError(explain(f'{type(step).__name__} failed on {name}',
                                          error)) from error
             if self.observe:
                 self.observe(step, data)
@@ -47,21 +47,21 @@ class GuardedPipeline(Compose):
         return data
 
 
-class GuardedDataset(Dataset):
+class TracedDataset(Dataset):
     """A data set with the samples and attributes of another one, whose errors name the file.
 
     Args:
         dataset: A data set of mmdet, mmseg or mmengine. The pipelines in it, wrapped ones
-            included, become :class:`GuardedPipeline`.
+            included, become :class:`TracedPipeline`.
 
     Raises:
-        BrokenData: A sample cannot be prepared.
+        SampleError: A sample cannot be prepared.
     """
 
     def __init__(self, dataset: Dataset):
         self.__dict__['dataset'] = dataset
         for leaf in leaves(dataset):
-            leaf.pipeline = _guarded(leaf.pipeline)
+            leaf.pipeline = _traced(leaf.pipeline)
 
     def __getattr__(self, name):
         if name == 'dataset':  # while it is unpickled
@@ -70,7 +70,7 @@ class GuardedDataset(Dataset):
 
     def __setattr__(self, name, value):
         # Hooks replace the pipeline to end an augmentation before the last epochs.
-        setattr(self.dataset, name, _guarded(value) if name == 'pipeline' else value)
+        setattr(self.dataset, name, _traced(value) if name == 'pipeline' else value)
 
     __getitems__ = None  # torch would find the inner one, and not call __getitem__
 
@@ -80,13 +80,13 @@ class GuardedDataset(Dataset):
     def __getitem__(self, index):
         try:
             return self.dataset[index]
-        except BrokenData:
+        except SampleError:
             raise
         except Exception as error:
             if isinstance(error, IndexError) and not -len(self) <= index < len(self):
                 raise  # the end of `for sample in dataset`
             kind = type(self.dataset).__name__
-            raise BrokenData(explain(f'sample {index} of {kind} cannot be prepared',
+            raise SampleError(explain(f'sample {index} of {kind} cannot be prepared',
                                      error)) from error
 
 
@@ -129,5 +129,5 @@ def explain(what: str, error: Exception) -> str:
         error, OSError) else ''.join(place))
 
 
-def _guarded(pipeline: Any) -> Any:
-    return GuardedPipeline(pipeline) if type(pipeline) is Compose else pipeline
+def _traced(pipeline: Any) -> Any:
+    return TracedPipeline(pipeline) if type(pipeline) is Compose else pipeline

@@ -9,7 +9,7 @@ from support import broken
 from support.broken import config_of
 from torch.utils.data import DataLoader
 
-from mmeffformer.datasets import BrokenData, GuardedDataset
+from mmeffformer.datasets import SampleError, TracedDataset
 from mmeffformer.utils.errors import TrainingStopped
 
 
@@ -26,7 +26,7 @@ def drawn(tmp_path_factory):
 def build(cfg, **wrap):
     init_default_scope(cfg.default_scope)
     dataset = cfg.train_dataloader.dataset
-    return GuardedDataset(DATASETS.build(dict(wrap, dataset=dataset) if wrap else dataset))
+    return TracedDataset(DATASETS.build(dict(wrap, dataset=dataset) if wrap else dataset))
 
 
 def first_image(dataset):
@@ -52,8 +52,8 @@ def test_failing_transform_is_named_with_its_line(coco):
 
     dataset = build(config_of(coco))
     dataset.pipeline.transforms.append(fail)
-    with pytest.raises(BrokenData, match=r'^function failed on .*: ValueError: of the transform '
-                       r'\(.*test_guarded.py, line \d+\)$'):
+    with pytest.raises(SampleError, match=r'^function failed on .*: ValueError: of the transform '
+                       r'\(.*test_traced.py, line \d+\)$'):
         dataset[0]
 
 
@@ -63,7 +63,7 @@ def test_missing_package_is_named(coco):
 
     dataset = build(config_of(coco))
     dataset.pipeline.transforms.insert(0, fail)
-    with pytest.raises(BrokenData, match="^package 'a_package_that_is_not_there' is not "
+    with pytest.raises(SampleError, match="^package 'a_package_that_is_not_there' is not "
                        'installed'):
         dataset[0]
 
@@ -77,7 +77,7 @@ def test_mixed_images(coco):
     assert dataset[0]['img'].shape == (128, 128, 3)
     for index in range(len(dataset)):
         empty(dataset.dataset.dataset.get_data_info(index)['img_path'])
-    with pytest.raises(BrokenData, match='^LoadImageFromFile failed on '):
+    with pytest.raises(SampleError, match='^LoadImageFromFile failed on '):
         dataset[0]
 
 
@@ -94,21 +94,21 @@ def test_attributes_of_the_data_set(coco):
     assert len(pickle.loads(pickle.dumps(dataset))) == len(dataset)
 
 
-def test_pipeline_set_later_is_guarded(coco):
+def test_pipeline_set_later_is_traced(coco):
     dataset = build(config_of(coco))
     dataset.pipeline = Compose(dataset.pipeline.transforms[:1])  # as hooks do
     assert 'gt_bboxes' not in dataset[0]
     empty(first_image(dataset))
-    with pytest.raises(BrokenData, match='^LoadImageFromFile failed on '):
+    with pytest.raises(SampleError, match='^LoadImageFromFile failed on '):
         dataset[0]
 
 
 def test_same_samples(coco):
     cfg = config_of(coco)
-    guarded, plain = build(cfg), DATASETS.build(cfg.train_dataloader.dataset)
+    traced, plain = build(cfg), DATASETS.build(cfg.train_dataloader.dataset)
     for index in range(len(plain)):
         samples = []
-        for dataset in plain, GuardedDataset(guarded):
+        for dataset in plain, TracedDataset(traced):
             torch.manual_seed(index)
             broken.np.random.seed(index)
             samples.append(dataset[index])
@@ -121,6 +121,6 @@ def test_message_from_a_worker(coco):
     path = first_image(dataset)
     empty(path)
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=pseudo_collate)
-    with pytest.raises(BrokenData) as info:
+    with pytest.raises(SampleError) as info:
         list(loader)
     assert str(info.value).startswith(f'LoadImageFromFile failed on {path} (image ')
