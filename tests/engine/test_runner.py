@@ -36,6 +36,7 @@ def cfg(data, tmp_path):
     cfg = Config.fromfile(ROOT / 'tests/data/semfpn_tiny.py')
     set_data_root(cfg, str(data))
     cfg.work_dir = str(tmp_path)
+    cfg.experiment_name = tmp_path.name  # by default the second, by which scopes are found
     return cfg
 
 
