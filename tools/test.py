@@ -27,6 +27,7 @@ from mmeffformer.deploy.evaluation import ExportedModel
 from mmeffformer.deploy.runtimes import ExportedFile
 from mmeffformer.engine.launch import exit_distributed, is_local_main_process
 from mmeffformer.engine.runner import Runner
+from mmeffformer.utils.config import dataset_metainfo
 from mmeffformer.utils.errors import TrainingStopped
 from mmeffformer.utils.modules import unwrap_model
 from mmeffformer.weights.compatibility import check_compatible
@@ -95,6 +96,8 @@ def main():
             runner.model = ExportedModel(unwrap_model(runner.model), exported)
         else:
             check_compatible(runner.model, args.checkpoint)
+    if args.show_dir and runner.test_loop:  # whose visualizer has the data set's own palette
+        runner.visualizer.dataset_meta |= dataset_metainfo(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
     with exit_on_error(TrainingStopped):
