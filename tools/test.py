@@ -28,6 +28,7 @@ from mmeffformer.deploy.evaluation import ExportedModel
 from mmeffformer.deploy.runtimes import ExportedFile, SizeError
 from mmeffformer.engine.launch import exit_distributed, is_local_main_process
 from mmeffformer.engine.runner import Runner
+from mmeffformer.utils.config import dataset_metainfo
 from mmeffformer.utils.errors import TrainingStopped
 from mmeffformer.utils.modules import unwrap_model
 from mmeffformer.weights.compatibility import check_compatible
@@ -120,6 +121,8 @@ def main():
             check_compatible(runner.model, args.checkpoint)
         if not args.no_check and is_local_main_process(args.launcher):
             runner.check_data(('test', ))
+    if args.show_dir and runner.test_loop:  # whose visualizer has the data set's own palette
+        runner.visualizer.dataset_meta |= dataset_metainfo(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(args.out))
     with exit_on_error((TrainingStopped, SizeError)):

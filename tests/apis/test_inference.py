@@ -88,6 +88,8 @@ def detector(tmp_path_factory):
     cfg.model.backbone = dict(tiny, in_channels=4)
     cfg.model.neck.in_channels = [*tiny.arch.widths]
     cfg.model.test_cfg.rcnn.score_thr = 0.
+    cfg.test_dataloader.dataset.metainfo.palette = [(230, 60, 60)]  # fewer than classes
+    cfg.default_hooks.visualization.score_thr = 0.
     cfg.test_dataloader.num_workers = 0
     cfg.test_dataloader.persistent_workers = False
     cfg.test_dataloader.dataset.pipeline = steps(
@@ -108,10 +110,11 @@ def save(cfg, folder):
 def predicted(folder):
     """Return the predictor, and for each image what tools/test.py dumps."""
     run('tools/test.py', folder / 'config.py', folder / 'random.pth', '--data-root',
-        folder / 'data', '--work-dir', folder / 'work', '--out', folder / 'found.pkl')
+        folder / 'data', '--work-dir', folder / 'work', '--out', folder / 'found.pkl',
+        '--show-dir', folder / 'shown')
     predict = Predictor(Config.fromfile(folder / 'config.py'), str(folder / 'random.pth'))
     found = load(folder / 'found.pkl')
-    assert len(found) == 3
+    assert len(found) == len([*(folder / 'shown').rglob('*.png')]) == 3
     return predict, found
 
 
