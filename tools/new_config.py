@@ -105,11 +105,11 @@ def print_commands(args: Namespace, written) -> None:
     work_dir = f'work_dirs/{args.out.stem}'
     checkpoint = f'{work_dir}/iter_{written.num_steps}.pth'
     height, width = sorted(written.scale)
-    print(f'\n{args.out} is written. To train, evaluate, draw predictions and export:\n'
+    print(f'\n{args.out} is written. To train, evaluate with pictures, predict and export:\n'
           f'  python tools/train.py {args.out}\n'
-          f'  python tools/test.py {args.out} {checkpoint}\n'
-          f'  python tools/infer.py {args.out} {checkpoint} {written.examples} --limit 16 \\\n'
-          f'      --out-dir {work_dir}/pictures --page {work_dir}/pictures.png\n'
+          f'  python tools/test.py {args.out} {checkpoint} --show-dir {work_dir}/pictures\n'
+          f'  python tools/infer.py {args.out} {checkpoint} {written.examples} --limit 16 '
+          f'--page predictions.png\n'
           f'  python tools/export.py {args.out} {checkpoint} --to onnx --what model '
           f'--shape {height} {width}')
 

@@ -200,7 +200,8 @@ def _settings(rpn: nn.Module, roi: nn.Module) -> Iterator[Tuple[str, Any, Any]]:
         yield 'bbox_coder.add_ctr_clamp', head.bbox_coder.add_ctr_clamp, False
     for cfg in (rpn.test_cfg, roi.test_cfg):
         yield 'test_cfg.nms.type', cfg.nms.get('type', 'nms'), 'nms'
-    for extractor in [roi.bbox_roi_extractor] + [roi.mask_roi_extractor] * roi.with_mask:
+    masks = [roi.mask_roi_extractor] if roi.with_mask else []
+    for extractor in [roi.bbox_roi_extractor, *masks]:
         yield kind('roi_extractor', extractor, SingleRoIExtractor)
         for layer in extractor.roi_layers:
             yield kind('roi_layer', layer, RoIAlign)

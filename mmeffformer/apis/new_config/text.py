@@ -11,6 +11,9 @@ from ...datasets.own_data.objects import Objects
 from .recipe import Device, Schedule
 
 
+_NEXT = ',\n    '
+
+
 class Start(NamedTuple):
     """Where a config starts from: the data, the file, this project's config, its weights."""
 
@@ -123,6 +126,18 @@ def _detector(masks: bool, start: Start, scale: Tuple[int, int], anchors: int,
     return base, [*model, 'roi_head=dict(\n        ' + ',\n        '.join(roi) + ')']
 
 
+def _crowded(most: int, max_per_img: int) -> Tuple[List[str], List[str], str]:
+    """Return what keeps and counts more than 100 objects: variables, model, evaluator.
+
+    COCO's AP counts 100 detections per image; mmdet's own evaluation takes the last number.
+    """
+    rpn = 'dict(nms_pre=max(1000, 4 * max_per_img), max_per_img=max(1000, 2 * max_per_img))'
+    return ([f'max_per_img = {max_per_img}  # detections; an image has up to {most} objects'],
+            [f'train_cfg=dict(rpn_proposal={rpn})',
+             f'test_cfg=dict(\n        rpn={rpn},\n        rcnn=dict(max_per_img=max_per_img))'],
+            ',\n    proposal_nums=(100, 300, max(1000, max_per_img)), use_mp_eval=True')
+
+
 def detection_text(found: Objects, start: Start, schedule: Schedule, scale: Tuple[int, int],
                    anchors: int, most: int, max_per_img: int,
                    palette: Sequence[Sequence[int]], empty: bool) -> str:
@@ -138,15 +153,8 @@ def detection_text(found: Objects, start: Start, schedule: Schedule, scale: Tupl
         empty: Some training images have no objects.
     """
     base, model = _detector(found.masks, start, scale, anchors)
-    more, evaluator = [], f"metric={['bbox', 'segm'] if found.masks else ['bbox']}"
-    if max_per_img > 100:
-        more = [f'max_per_img = {max_per_img}  # detections; an image has up to {most} objects']
-        rpn = 'dict(nms_pre=max(1000, 4 * max_per_img), max_per_img=max(1000, 2 * max_per_img))'
-        model += [f'train_cfg=dict(rpn_proposal={rpn})',
-                  f'test_cfg=dict(\n        rpn={rpn},\n        '
-                  'rcnn=dict(max_per_img=max_per_img))']
-        # COCO's own AP counts 100 detections per image.
-        evaluator += ',\n    proposal_nums=(100, 300, max(1000, max_per_img)), use_mp_eval=True'
+    more, crowded, evaluator = _crowded(most, max_per_img) if max_per_img > 100 else ([], [], '')
+    evaluator = f"metric={['bbox', 'segm'] if found.masks else ['bbox']}{evaluator}"
     loaders = ''.join(_detection_loader(split, found, start, schedule, empty)
                       for split in found.content)
     loaders += ''.join(f'{split}_evaluator = dict(ann_file={split}_ann, {evaluator})\n'
@@ -160,7 +168,7 @@ def detection_text(found: Objects, start: Start, schedule: Schedule, scale: Tupl
 {anns}
 
 model = dict(
-    {(","+chr(10)+"    ").join(model)})
+    {_NEXT.join([*model, *crowded])})
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -255,6 +263,7 @@ def _segmentation_loader(split: str, found: LabelMaps, start: Start, schedule: S
         type='BaseSegDataset', data_root=data_root, metainfo=metainfo{void},
         {", ".join(options)},
         data_prefix=dict(
-            img_path={_path(images, start)}, seg_map_path={_path(maps, start)}),
+            img_path={_path(images, start)},
+            seg_map_path={_path(maps, start)}),
         pipeline={"train" if split == "train" else "test"}_pipeline))
 '''

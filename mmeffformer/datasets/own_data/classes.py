@@ -106,7 +106,7 @@ def describe(pixels: Counter, coloured: bool) -> str:
     """Return the values or colours with their share of the pixels, in words."""
     total = sum(pixels.values())
     words = [f'{_text(value, coloured)} ({pixels[value] / total:.1%})' for value in sorted(pixels)]
-    return (f'Found {len(words)} {"colours" if coloured else "values"}: {", ".join(words[:24])}'
+    return (f'{"Colours" if coloured else "Values"} found: {", ".join(words[:24])}'
             + (', ...' if len(words) > 24 else ''))
 
 
@@ -162,7 +162,8 @@ def _keys(rows: Sequence[Row], pixels: Counter, coloured: bool, options: Options
     """Return the value or colour of each class in the label maps.
 
     Raises:
-        ValueError: The label maps are coloured, but the table has no colours.
+        ValueError: The label maps are coloured, but the table has no colours; or 255 may be a
+            class or void.
     """
     if coloured:
         if not all(row.colour for row in rows):
@@ -172,10 +173,14 @@ def _keys(rows: Sequence[Row], pixels: Counter, coloured: bool, options: Options
     values = [row.value for row in rows]
     if None not in values and len({*values}) == len(values):
         return values
-    if len(pixels) == len(rows) and max(pixels) >= len(rows) and options.void is None:
+    found = sorted({*pixels} - {int(options.void) if (options.void or '').isdecimal() else None})
+    if len(found) == len(rows) and found[-1] >= len(rows):
+        if found[-1] == 255 and len(rows) > 2 and options.void is None:
+            raise ValueError(f'is 255 void, or {rows[-1].name}? {describe(pixels, False)}. Choose '
+                             'with --void 255 or --void none')
         log.notes.append('labels by class: ' + ', '.join(
-            f'{value} {row.name}' for value, row in zip(sorted(pixels), rows)))
-        return sorted(pixels)
+            f'{value} {row.name}' for value, row in zip(found, rows)))
+        return found
     return list(range(len(rows)))
 
 

@@ -242,7 +242,7 @@ def complete_splits(splits: Dict[Path, Optional[str]], options: Options, log: Lo
                             + names(path.name for path in splits if not splits[path]))
     if 'train' not in known.values():
         raise ValueError('expected a training split, found only '
-                         f'{", ".join(dict.fromkeys(known.values()))}; name the folders or '
+                         f'{", ".join(sorted({*known.values()}))}; name the folders or '
                          'files with --annotations TRAIN VAL')
     origin = photographs(list(known))
     if 'val' not in known.values():
