@@ -30,11 +30,11 @@ def write(root: Path, **options):
 def check_labels(cfg, table, counts=(8, 2)):
     """Compare all label maps that mmseg loads with what was drawn, and the images too."""
     init_default_scope('mmseg')
+    loading = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
     by_number = {photo.stem[-2:]: photo for photo in PHOTOS}
     seen = []
     for loader, count in zip((cfg.train_dataloader, cfg.val_dataloader), counts):
-        dataset = DATASETS.build(dict(
-            loader.dataset, pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]))
+        dataset = DATASETS.build(dict(loader.dataset, pipeline=loading))
         assert len(dataset) == count
         void = loader.dataset.get('ignore_index', 255)
         for item in dataset:
@@ -55,8 +55,8 @@ def colours(root: Path) -> None:
 
 def cityscapes(root, parts=('train', 'val')):
     for part, found in zip(parts, (PHOTOS[:6], PHOTOS[6:])):
-        save_images(root / 'leftImg8bit' / part / 'town', [
-            photo._replace(stem=f'town_{photo.stem}_000019_leftImg8bit') for photo in found], '.png')
+        images = [photo._replace(stem=f'town_{photo.stem}_000019_leftImg8bit') for photo in found]
+        save_images(root / 'leftImg8bit' / part / 'town', images, '.png')
         maps = [photo._replace(stem=f'town_{photo.stem}_000019_gtFine') for photo in found]
         folder = root / 'gtFine' / part / 'town'
         save_maps(folder, maps, '{}_labelTrainIds.png', values={0: 255, 1: 0, 2: 1})
@@ -192,7 +192,8 @@ def new_folders(root):
      dict(classes=NAMES, annotations='other')),
     (no_table, dict(classes=NAMES), 'a name and R G B per line with --classes', None),
     (new_colour, {}, 'without a class. Colours found: 64 128 64', None),
-    (lost_class_or_void, dict(classes=NAMES), 'is 255 void, or bolt', dict(classes=NAMES, void='none')),
+    (lost_class_or_void, dict(classes=NAMES), 'is 255 void, or bolt',
+     dict(classes=NAMES, void='none')),
     (binary, dict(classes=NAMES, void='x'), '--void x: expected a value, none, or one of', None),
 ], ids=lambda value: getattr(value, '__name__', ''))
 def test_what_is_unclear_is_asked_for(layout, given, message, options, tmp_path):

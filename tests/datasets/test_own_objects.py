@@ -104,7 +104,7 @@ def test_all_layouts_give_the_drawn_objects(layout, tmp_path):
                 if masks:
                     expected = own_data.Photo('', photo.pixels, [drawn]).labels() > 0
                     mask = coco.annToMask(item) > 0
-                    assert (mask & expected).sum() / (mask | expected).sum() > .65  # borders differ
+                    assert (mask & expected).sum() / (mask | expected).sum() > .65
         ids = [item['id'] for item in coco.dataset['annotations']]
         assert len({*ids}) == len(ids) and min(ids) > 0
     assert sorted(seen) == sorted(photos)

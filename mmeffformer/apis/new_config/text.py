@@ -2,6 +2,7 @@
 import os
 from pathlib import Path
 from pprint import pformat
+from textwrap import fill
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from mmengine.config import Config
@@ -10,8 +11,7 @@ from ...datasets.own_data.label_maps import LabelMaps
 from ...datasets.own_data.objects import Objects
 from .recipe import Device, Schedule
 
-
-_NEXT = ',\n    '
+_NEXT, _DEEPER = ',\n    ', ',\n        '
 
 
 class Start(NamedTuple):
@@ -102,7 +102,8 @@ def _backbone(start: Start, grid: int, whole: bool) -> str:
         options = {'_delete_': True, **Config.fromfile(start.base).model.backbone, **options}
     if not start.pretrained:
         options.update(layer_scale_init_value=.1, init_cfg=None)
-    return ', '.join(f'{key}={value!r}' for key, value in options.items())
+    return fill(', '.join(f'{key}={value!r}' for key, value in options.items()), 86,
+                subsequent_indent=8 * ' ', break_long_words=False)
 
 
 def _detector(masks: bool, start: Start, scale: Tuple[int, int], anchors: int,
@@ -112,7 +113,7 @@ def _detector(masks: bool, start: Start, scale: Tuple[int, int], anchors: int,
     if not start.pretrained:  # the demo's heads learn in hundreds of steps
         base = base.parents[1] / 'demo' / 'maskrcnn_effformer_l1_shapes.py'
         whole = start.base.stem != 'maskrcnn_effformer_l1'
-    model = [f'backbone=dict({_backbone(start, -(-min(scale) // 32), whole)})',
+    model = [f'backbone=dict(\n        {_backbone(start, -(-min(scale) // 32), whole)})',
              f'rpn_head=dict(anchor_generator=dict(scales=[{anchors}]))']
     if whole:
         model.append(f'neck=dict(in_channels={Config.fromfile(start.base).model.neck.in_channels})')
@@ -129,13 +130,15 @@ def _detector(masks: bool, start: Start, scale: Tuple[int, int], anchors: int,
 def _crowded(most: int, max_per_img: int) -> Tuple[List[str], List[str], str]:
     """Return what keeps and counts more than 100 objects: variables, model, evaluator.
 
-    COCO's AP counts 100 detections per image; mmdet's own evaluation takes the last number.
+    COCO's AP counts 100 detections per image and class; mmdet's own evaluation takes the last
+    number.
     """
     rpn = 'dict(nms_pre=max(1000, 4 * max_per_img), max_per_img=max(1000, 2 * max_per_img))'
     return ([f'max_per_img = {max_per_img}  # detections; an image has up to {most} objects'],
             [f'train_cfg=dict(rpn_proposal={rpn})',
              f'test_cfg=dict(\n        rpn={rpn},\n        rcnn=dict(max_per_img=max_per_img))'],
-            ',\n    proposal_nums=(100, 300, max(1000, max_per_img)), use_mp_eval=True')
+            ',\n    proposal_nums=(100, 300, max(1000, max_per_img)), use_mp_eval=True'
+            if most > 100 else '')
 
 
 def detection_text(found: Objects, start: Start, schedule: Schedule, scale: Tuple[int, int],
@@ -226,7 +229,8 @@ def segmentation_text(found: LabelMaps, start: Start, schedule: Schedule, scale:
 
 model = dict(
     data_preprocessor=dict(size=crop_size{", seg_pad_val=void" if void else ""}),
-    backbone=dict({_backbone(start, -(-crop // 32), False)}),{neck}
+    backbone=dict(
+        {_backbone(start, -(-crop // 32), False)}),{neck}
     decode_head=dict({head}))
 
 train_pipeline = [
@@ -253,15 +257,15 @@ def _segmentation_loader(split: str, found: LabelMaps, start: Start, schedule: S
                          void: str) -> str:
     images, maps = found.folders[split]
     listed = found.lists[split]
-    options = [*([f'ann_file={_path(listed, start)}'] if listed else []),
-               *(['reduce_zero_label=True'] if found.labels.reduce_zero_label else []),
-               f'img_suffix={found.img_suffix!r}', f'seg_map_suffix={found.seg_map_suffix!r}']
+    options = [f'img_suffix={found.img_suffix!r}, seg_map_suffix={found.seg_map_suffix!r}',
+               *([f'ann_file={_path(listed, start)}'] if listed else []),
+               *(['reduce_zero_label=True'] if found.labels.reduce_zero_label else [])]
     sampler = 'batch_size=batch_size, ' if split == 'train' else ''
     return f'''{split}_dataloader = dict(
     {sampler}num_workers={schedule.num_workers},
     dataset=dict(
         type='BaseSegDataset', data_root=data_root, metainfo=metainfo{void},
-        {", ".join(options)},
+        {_DEEPER.join(options)},
         data_prefix=dict(
             img_path={_path(images, start)},
             seg_map_path={_path(maps, start)}),
