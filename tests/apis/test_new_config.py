@@ -130,7 +130,7 @@ def many_archs(tmp_path_factory):
 
 
 def test_configs_load_without_a_patched_mmengine(many_archs):
-    """As other programs read them, from any folder."""
+    """Other programs read them so, from any folder."""
     code = ('import sys; from mmengine.config import Config\n'
             'for path in sys.argv[1:]: print(Config.fromfile(path).model.type)')
     printed = run_code(code, *list(many_archs)[4:8])  # two of each task

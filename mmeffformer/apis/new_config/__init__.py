@@ -1,6 +1,7 @@
 """Configs for data sets of the user, with a recipe for this machine."""
+import os
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 import numpy as np
 from mmengine.config import Config
@@ -31,7 +32,7 @@ FOLDER = Path(__file__).parents[2] / '.mim' / 'configs'
 
 
 class NewConfig(NamedTuple):
-    """What :func:`new_config` wrote.
+    """A written config.
 
     ``scale`` is the (long, short) side in px that images are resized into, ``sizes`` are the
     square roots of the areas of the training objects at that scale, and ``examples`` is the folder
@@ -84,6 +85,10 @@ def _can_fetch(base: Path, log: Log) -> bool:
     return True
 
 
+def _common_folder(paths: Iterable[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
 def _write_detection(found: Objects, start: Start, log: Log) -> NewConfig:
     train = found.content['train']
     objects: Dict[int, List[float]] = {image['id']: [] for image in train['images']}
@@ -112,8 +117,9 @@ def _write_detection(found: Objects, start: Start, log: Log) -> NewConfig:
                           any(not own for own in objects.values()))
     with atomic_write(start.out) as tmp_path:
         tmp_path.write_text(text)
-    folder = found.folders['val']
-    return NewConfig(schedule.num_steps, scale, sizes, folder, log)
+    examples = _common_folder(found.folders['val'] / image['file_name']
+                              for image in found.content['val']['images'])
+    return NewConfig(schedule.num_steps, scale, sizes, examples, log)
 
 
 def _write_segmentation(found: LabelMaps, start: Start, log: Log) -> NewConfig:
@@ -131,4 +137,4 @@ def _write_segmentation(found: LabelMaps, start: Start, log: Log) -> NewConfig:
     palette = found.labels.palette or make_palette(len(found.labels.classes))
     with atomic_write(start.out) as tmp_path:
         tmp_path.write_text(segmentation_text(found, start, schedule, scale, crop, palette))
-    return NewConfig(schedule.num_steps, scale, None, found.folders['val'][0], log)
+    return NewConfig(schedule.num_steps, scale, None, _common_folder(found.images['val']), log)

@@ -15,7 +15,7 @@ def draw_examples(config: Path, out: Path, count: int = 12) -> None:
     cfg = read_config(str(config))
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
+    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'alpha': .5})
     visualizer.dataset_meta = dataset.metainfo
     pictures = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int):

@@ -13,7 +13,7 @@ GIB_PER_IMAGE = 3.  # of training Mask R-CNN L1 at COCO_SCALE
 
 
 class Device(NamedTuple):
-    """What trains: the number of GPUs (0: a CPU), the GiB of each and the CPU cores."""
+    """Devices of a training run: number of GPUs (0: a CPU), GiB of each, CPU cores."""
 
     gpus: int
     memory_gib: float

@@ -15,7 +15,7 @@ _NEXT, _DEEPER = ',\n    ', ',\n        '
 
 
 class Start(NamedTuple):
-    """Where a config starts from: the data, the file, this project's config, its weights."""
+    """Inputs of a config: the data, its file, this project's config, weights, devices."""
 
     root: Path
     out: Path

@@ -20,7 +20,7 @@ class Picture(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """How all splits are cleaned: category ids by class name, and whether masks are used."""
+    """Category ids by class name in all splits, and whether masks are used."""
 
     ids: Dict[str, int]
     masks: bool
@@ -83,7 +83,7 @@ def fault_of(item: dict, entry: dict) -> Optional[str]:
 
 
 def box_of(item: dict) -> Optional[List[float]]:
-    """Return the box [x, y, w, h] of an annotation, that of its polygons if it has none."""
+    """Return the box [x, y, w, h] of an annotation, or that of its polygons."""
     box = item.get('bbox')
     if isinstance(box, (list, tuple)) and len(box) == 4:
         try:
@@ -162,7 +162,7 @@ def _area(outline: Any, entry: dict) -> float:
 
 
 def with_size(entry: dict, path: Path) -> dict:
-    """Return an image's entry with ``width`` and ``height``, those of the file if it has none."""
+    """Return an image's entry with ``width`` and ``height``, from the file if they are missing."""
     if entry.get('width') and entry.get('height'):
         return entry
     with Image.open(path) as image:

@@ -31,7 +31,7 @@ _POSITION = re.compile(r'(.+?)_+(\d+)_+(\d+)(?:_+\d+_+\d+)?$')
 
 
 class Options(NamedTuple):
-    """What the caller states about a data set; see ``tools/new_config.py --help``."""
+    """Options for what a folder leaves open; see ``tools/new_config.py --help``."""
 
     annotations: Tuple[Path, ...] = ()
     images: Tuple[Path, ...] = ()
@@ -45,7 +45,7 @@ class Options(NamedTuple):
 
 
 class Log(NamedTuple):
-    """What was found and decided, and what the user should look at."""
+    """Notes on what was found and decided, and warnings."""
 
     notes: List[str]
     warnings: List[str]
@@ -162,8 +162,8 @@ def read_lists(root: Path, images: Sequence[Path], task: str) -> Dict[Path, str]
         by_stem[path.stem].append(path)
     splits: Dict[Path, str] = {}
     for split, paths in lists.items():
-        ours = {'det': 'Main', 'seg': 'Segmentation'}[task]
-        paths = [path for path in paths if path.parent.name == ours] or paths
+        folder = {'det': 'Main', 'seg': 'Segmentation'}[task]
+        paths = [path for path in paths if path.parent.name == folder] or paths
         if len(paths) > 1:
             raise ValueError(f'{split} is listed by {names(paths)}: expected one list; remove '
                              'the others, or name the folders with --images and --annotations')
@@ -225,7 +225,7 @@ def photographs(paths: Sequence[Path]) -> Dict[Path, str]:
 
 def complete_splits(splits: Dict[Path, Optional[str]], options: Options, log: Log,
                     ) -> Dict[Path, str]:
-    """Return the split of each image, with a validation split made where there is none.
+    """Return the split of each image, with a validation split if it was missing.
 
     The split that is made is random with ``options.seed``, and keeps crops of one photograph
     together.

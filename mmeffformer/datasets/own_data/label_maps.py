@@ -45,7 +45,7 @@ class LabelMaps(NamedTuple):
 def read_segmentation(root: Path, out_dir: Path, options: Options, log: Log) -> LabelMaps:
     """Find the images and label maps below ``root``.
 
-    ``out_dir`` gets lists of names where folders do not tell the splits apart, and label maps
+    ``out_dir`` gets lists of names where folders do not separate the splits, and label maps
     with indices where the labels are colours or are not numbered from 0.
 
     Raises:
