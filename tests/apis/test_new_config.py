@@ -78,7 +78,7 @@ def test_schedule_follows_images_and_devices():
     assert small.batch_size == large.batch_size == 10
     assert small.num_steps == 400 and large.num_steps == 12 * 20000 // 20  # two GPUs
     assert find_schedule('det', 3, 500, False, CPU)[:2] == (3, 480)
-    assert find_schedule('seg', 10**5, 500, False, CPU).num_steps == 600  # below an hour
+    assert find_schedule('seg', 10**5, 500, False, CPU).num_steps == 600
 
 
 def test_colours_differ():
@@ -156,6 +156,20 @@ def test_configs_are_short_and_have_the_arch(many_archs):
         assert model.neck.in_channels == list(model.backbone.out_channels)
         head = model.roi_head.bbox_head if task == 'det' else model.decode_head
         assert head.num_classes == len(cfg.metainfo.classes) == 2
+
+
+def test_a_config_in_the_folder_of_the_data_is_written_again(tmp_path):
+    root = write_labels(tmp_path)
+    save = own_data.save_maps  # colours, so that label maps are written into the folder
+    save(root / 'labels', own_data.photos(6), form='grey')
+    (root / 'classes.txt').write_text('other\nnut\nbolt')
+    texts = []
+    for _ in range(2):
+        new_config('seg', root, root / 'a.py', pretrained=False, device=CPU)
+        texts.append((root / 'a.py').read_text())
+        assert len(list((root / 'a_data/label_maps').rglob('*.png'))) == 6
+        own_data.save_images(root / 'a_data', own_data.photos(1))  # as --preview
+    assert texts[0] == texts[1]
 
 
 def test_without_a_connection_the_recipe_is_from_scratch(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from ...datasets.own_data.files import Log, Options
+from ...datasets.own_data.files import MARKER, Log, Options
 from ...datasets.own_data.label_maps import LabelMaps, read_segmentation
 from ...datasets.own_data.objects import Objects, read_detection
 from ...utils.files import atomic_write
@@ -69,9 +69,12 @@ def new_config(task: str, root: Path, out: Path, arch: str = 'l1', pretrained: b
     base = FOLDER / CONFIGS[SCOPES[task]].format(ARCHS[arch])
     pretrained = pretrained and _can_fetch(base, log)
     start = Start(root, out, base, pretrained, device or Device.find())
-    if task == 'det':
-        return _write_detection(read_detection(root, out_dir, options, log), start, log)
-    return _write_segmentation(read_segmentation(root, out_dir, options, log), start, log)
+    written = (_write_detection(read_detection(root, out_dir, options, log), start, log)
+               if task == 'det' else
+               _write_segmentation(read_segmentation(root, out_dir, options, log), start, log))
+    out_dir.mkdir(exist_ok=True)
+    (out_dir / MARKER).touch()
+    return written
 
 
 def _can_fetch(base: Path, log: Log) -> bool:

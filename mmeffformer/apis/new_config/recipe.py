@@ -40,8 +40,8 @@ def find_schedule(task: str, images: int, side: float, pretrained: bool,
                   device: Device) -> Schedule:
     """Return a schedule for ``images`` training images of about ``side`` x ``side`` px.
 
-    Small sets get a minimum of images seen, as a network has to learn its heads on any set. On a
-    CPU the number is limited to what takes less than an hour.
+    Small sets get a minimum of images seen, as a network has to learn its heads on any set; on a
+    CPU there is also a maximum.
     """
     if device.gpus:
         pixels = side**2 / (COCO_SCALE[0] * COCO_SCALE[1])

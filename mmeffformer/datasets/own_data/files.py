@@ -18,6 +18,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 SPLITS = ('train', 'val', 'test')
+MARKER = '.new_config'  # is in folders that tools/new_config.py writes
 _WORD = re.compile(
     r'(?:^|[^a-z])(?:(train|training)|(val|valid|validation|dev)|(test|testing))'
     r'(?=annot|labels?|masks?|images?|[^a-z]|$)', re.IGNORECASE)
@@ -60,12 +61,12 @@ def names(items: Iterable[object]) -> str:
 def list_files(root: Path, suffixes: Collection[str], within: Sequence[Path] = ()) -> List[Path]:
     """Return the files below ``root``, or below the folders ``within``, with one of ``suffixes``.
 
-    Hidden files and folders, and folders written by ``tools/new_config.py``, are skipped.
+    Hidden files and folders, and folders with the file ``MARKER``, are skipped.
     """
     found = {path for folder in within or [root] for path in
              ([folder] if folder.is_file() else folder.rglob('*'))
              if path.suffix.lower() in suffixes and path.is_file()}
-    written = {path.parent for path in root.rglob('.new_config')}
+    written = {path.parent for path in root.rglob(MARKER)}
     return sorted(path for path in found if written.isdisjoint(path.parents) and not any(
         part.startswith('.') for part in path.relative_to(root).parts))
 

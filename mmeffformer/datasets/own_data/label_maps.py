@@ -195,7 +195,6 @@ def _with_lists(regular: _Regular, labels: Labels, images_of: Dict[str, List[Pat
 def _write_list(path: Path, lines) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('\n'.join(lines) + '\n')
-    (path.parent / '.new_config').touch()
     return path
 
 

@@ -225,7 +225,6 @@ def _write(pictures: Sequence[Picture], splits: Dict[Path, str], coco: Dict[Path
         found.ann_files[split], found.folders[split] = out_dir / f'{split}.json', root
         with atomic_write(found.ann_files[split]) as tmp_path:
             tmp_path.write_text(json.dumps(data))
-        (out_dir / '.new_config').touch()
     return found
 
 
