@@ -41,10 +41,10 @@ def write_labels(root: Path) -> Path:
 
 
 @pytest.mark.parametrize('size, side, device, pretrained, scale, anchors', [
-    ((640, 480), 64, CPU, False, (640, 480), 8),
+    ((640, 480), 64, CPU, False, (512, 384), 6),
     ((640, 480), 64, GPU, True, (1280, 960), 16),
     ((640, 480), 64, GPU, False, (640, 480), 8),
-    ((4000, 3000), 200, CPU, False, (640, 480), 4),
+    ((4000, 3000), 200, CPU, False, (512, 384), 3),
     ((4000, 3000), 200, GPU, True, (1344, 1024), 8),
     ((4000, 3000), 40, CPU, False, (800, 608), 2),  # 8 px
     ((1000, 500), 5, GPU, True, (1600, 800), 2),

@@ -79,7 +79,7 @@ def find_scale(images: Sequence[Tuple[int, int]], objects: Optional[Sequence[np.
     """
     sizes = np.array(images, float)
     long, short = np.median(sizes.max(1)), np.median(sizes.min(1))
-    start, most = (1333, 2048) if device.gpus else (640, 1333)
+    start, most = (1333, 2048) if device.gpus else (512, 1333)
     start = min(start, long * (2 if device.gpus and pretrained else 1))
     for side in range(round_up(start), max(round_up(start), most) + 1, 32):
         scale = side, round_up(short / long * side)
