@@ -7,6 +7,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 
 from ...utils import plots
+from ...utils.console import progress_bar
 from ..options import read_config
 
 
@@ -42,5 +43,6 @@ def check(config: Path) -> Dict[str, List[str]]:
     from ... import datasets
     if not hasattr(datasets, 'check_data'):
         return dict(note=[], warning=[], error=[])
-    report = datasets.check_data(read_config(str(config)), splits=('train', 'val'))
+    with progress_bar() as progress:
+        report = datasets.check_data(read_config(str(config)), progress=progress)
     return dict(note=report.notes, warning=report.warnings, error=report.errors)
