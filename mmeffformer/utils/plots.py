@@ -134,6 +134,18 @@ def page(images: Sequence[np.ndarray], out: Path, columns: int = 4) -> None:
             ax.imshow(image)
 
 
+def histogram(sizes: np.ndarray, out: Path, title: str, limit: float = 8) -> None:
+    """Plot how often ``sizes``, px, occur, with their median and a lower limit, to ``out``."""
+    low, high = min(limit, sizes.min()) * .9, max(sizes.max(), limit) * 1.1
+    with figure(out, (8, 4)) as (_, ax):
+        ax.hist(sizes, bins=np.geomspace(low, high, 40), color='tab:blue')
+        ax.axvline(np.median(sizes), color='tab:orange', label=f'median {np.median(sizes):.3g} px')
+        ax.axvline(limit, color='grey', linestyle='--', label=f'{limit:g} px')
+        ax.set(xscale='log', xlim=(low, high), xlabel='side, px', ylabel='objects', title=title)
+        _log_ticks(ax.xaxis, (1, 2, 4))
+        ax.legend()
+
+
 class Mark(NamedTuple):
     """A network in a plot: its cost, and its published and measured quality."""
 

@@ -1,0 +1,1 @@
+"""Data sets of the user in any common layout."""
