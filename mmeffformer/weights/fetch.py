@@ -89,13 +89,14 @@ def _from_hub(name: str) -> Path:
                          'hf-hub:OWNER/NAME@REVISION, as in '
                          'hf-hub:timm/efficientformer_l1.snap_dist_in1k')
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import LocalEntryNotFoundError
+    from huggingface_hub.utils import LocalEntryNotFoundError, logging
     repo, revision = match[1], match[2] or 'main'
     urls = [f'https://huggingface.co/{repo}/resolve/{revision}/{file}' for file in HUB_FILES]
     for path in map(cache_path, urls):
         if path.is_file():
             return path
     offline = False
+    logging.set_verbosity_error()  # each retry is a warning, and the last error is raised
     for file in HUB_FILES:
         try:
             return Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline))

@@ -67,11 +67,11 @@ def new_config(task: str, root: Path, out: Path, arch: str = 'l1', pretrained: b
     log, root, out = Log([], []), root.resolve(), out.resolve()
     out_dir = out.with_name(f'{out.stem}_data')
     base = FOLDER / CONFIGS[SCOPES[task]].format(ARCHS[arch])
+    found = (read_detection if task == 'det' else read_segmentation)(root, out_dir, options, log)
     pretrained = pretrained and _can_fetch(base, log)
     start = Start(root, out, base, pretrained, device or Device.find())
-    written = (_write_detection(read_detection(root, out_dir, options, log), start, log)
-               if task == 'det' else
-               _write_segmentation(read_segmentation(root, out_dir, options, log), start, log))
+    written = (_write_detection(found, start, log) if isinstance(found, Objects) else
+               _write_segmentation(found, start, log))
     out_dir.mkdir(exist_ok=True)
     (out_dir / MARKER).touch()
     return written

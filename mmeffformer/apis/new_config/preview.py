@@ -6,6 +6,7 @@ import numpy as np
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 
+from ...datasets import check_data
 from ...utils import plots
 from ...utils.console import progress_bar
 from ..options import read_config
@@ -40,9 +41,6 @@ def _unwrap(instances: BaseDataElement) -> None:
 
 def check(config: Path) -> Dict[str, List[str]]:
     """Return the errors, warnings and notes of the check of the data of a config, by kind."""
-    from ... import datasets
-    if not hasattr(datasets, 'check_data'):
-        return dict(note=[], warning=[], error=[])
     with progress_bar() as progress:
-        report = datasets.check_data(read_config(str(config)), progress=progress)
+        report = check_data(read_config(str(config)), progress=progress)
     return dict(note=report.notes, warning=report.warnings, error=report.errors)
