@@ -20,6 +20,7 @@ from mmeffformer.apis.options import (
     exit_on_error,
     load_config,
     require_file,
+    require_keys,
 )
 from mmeffformer.apis.report import record_evaluation
 from mmeffformer.apis.tta import add_tta, check_tta
@@ -75,6 +76,7 @@ def parse_floor(word: str) -> Tuple[str, float]:
 
 def prepare_config(cfg: Config, args: Namespace) -> None:
     """Check the data and apply the options to the config."""
+    require_keys(cfg, 'test_dataloader', 'test_evaluator', 'test_cfg')
     check_dataset(cfg, splits=('test',))
     model = cfg.model
     while 'module' in model:  # a model for test-time augmentation

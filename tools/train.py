@@ -10,6 +10,7 @@ from mmeffformer.apis.options import (
     exit_on_error,
     load_config,
     require_file,
+    require_keys,
 )
 from mmeffformer.datasets import check_dataset
 from mmeffformer.engine.checkpoints import newest_checkpoint
@@ -40,6 +41,7 @@ def parse_args() -> Namespace:
 
 def prepare_config(cfg: Config, args: Namespace) -> Optional[str]:
     """Apply the options to the config, check the data and return the checkpoint to resume."""
+    require_keys(cfg, 'train_dataloader', 'train_cfg', 'optim_wrapper')
     checkpoint = newest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
     if checkpoint:
         cfg.resume, cfg.load_from = True, require_file(checkpoint, 'checkpoint')

@@ -14,6 +14,7 @@ from mmengine.config.utils import ConfigParsingError
 from ..engine.launch import end_with_launcher, start_on_cpus
 from ..engine.mmengine_internals import patch_mmengine
 from ..utils.config import LOADERS, iter_dicts, name_types
+from ..utils.errors import explain_import_error
 
 # The variable with the rank of a process, by launcher.
 RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
@@ -77,8 +78,18 @@ def exit_on_error(kinds: Errors = (ValueError, OSError)) -> Iterator[None]:
         if not frame.f_globals['__name__'].startswith('mmengine.registry'):
             raise
         sys.exit(f'{tool}: invalid config: {error.args[0]}')
+    except ImportError as error:
+        sys.exit(f'{tool}: {explain_import_error(error)}')
     except KeyboardInterrupt:
         sys.exit(f'{tool}: stopped')
+
+
+def require_keys(cfg: Config, *names: str) -> None:
+    """Raise ValueError if the config lacks one of the keys ``names``."""
+    missing = [name for name in names if not cfg.get(name)]
+    if missing:
+        raise ValueError(f'{cfg.filename} has no {", ".join(missing)}; this tool needs '
+                         f'{", ".join(names)}')
 
 
 def require_file(path: str, what: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Callable, Iterator, Optional
 from mmengine.dataset import Compose
 from torch.utils.data import Dataset
 
-from ..utils.errors import TrainingStopped
+from ..utils.errors import TrainingStopped, explain_import_error
 
 ADVICE = '`python tools/check_data.py CONFIG` checks every sample'
 
@@ -118,9 +118,7 @@ def file_of(data: Any) -> str:
 def explain(what: str, error: Exception) -> str:
     """Return one message on an error of a data set; an ImportError names its package."""
     if isinstance(error, ImportError):
-        package = error.name or str(error)
-        return (f'package {package!r} is not installed ({what}: {error}); install it with '
-                f'`pip install {package}`' if error.name else f'{what}: {error}')
+        return f'{what}: {explain_import_error(error)}'
     if isinstance(error, KeyError):
         return f'{what}: the key {error} is missing'
     where = [*traceback.walk_tb(error.__traceback__)][-1:]
