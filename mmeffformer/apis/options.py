@@ -86,7 +86,7 @@ def exit_on_error(kinds: Errors = (ValueError, OSError)) -> Iterator[None]:
 
 def require_keys(cfg: Config, *names: str) -> None:
     """Raise ValueError if the config lacks one of the keys ``names``."""
-    missing = [name for name in names if not cfg.get(name)]
+    missing = [name for name in names if cfg.get(name) is None]
     if missing:
         raise ValueError(f'{cfg.filename} has no {", ".join(missing)}; this tool needs '
                          f'{", ".join(names)}')
