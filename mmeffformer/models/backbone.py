@@ -50,7 +50,7 @@ class Stage(nn.Module):
         for block in blocks[len(conv_blocks):]:
             tokens = self._run(block, tokens, grid)
         # To channels_last, without a copy. The exporter to ONNX takes unflatten's sizes for fixed.
-        x = tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
+        x = tokens.view(tokens.shape[0], *grid, -1).permute(0, 3, 1, 2)
         return x.contiguous() if rowwise else x
 
     def _run(self, block: Any, x: Tensor, *args: Any) -> Tensor:
@@ -213,7 +213,7 @@ class Backbone(BaseModule):
         if not x.is_floating_point():
             raise ValueError(f'input of dtype {x.dtype}: expected floats, normalised as the '
                              'weights were trained with')
-        if x.dim() != 4 or x.shape[1] != self.in_channels or not len(x):
+        if x.dim() != 4 or x.shape[1] != self.in_channels or not x.shape[0]:
             raise ValueError(f'input of shape {tuple(x.shape)}: expected '
                              f'(batch, {self.in_channels}, height, width) of an image or more')
         if x.shape[2] < STRIDES[-1] or x.shape[3] < STRIDES[-1]:
