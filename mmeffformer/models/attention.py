@@ -64,9 +64,9 @@ def expand_table(table: Tensor, stride: int = 1) -> Tensor:
 class AttentionBias(nn.Module):
     """A learnt bias over the offsets of a grid of tokens, for any other grid too.
 
-    In eval mode the expanded bias of the last few grids is cached. Loading, moving or
-    changing weights in place and setting the mode clear the cache. A change through
-    ``.data`` is not noticed: call ``eval()`` after it.
+    In eval mode the expanded bias of the last few grids is cached for the table that it was
+    computed from, as that was then. A change through ``.data`` is not noticed: call ``eval()``
+    after it.
 
     Args:
         heads: Attention heads.
@@ -81,22 +81,24 @@ class AttentionBias(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(heads, *grid))
         self.stride, self.mode = stride, mode
-        self._expanded: OrderedDict[tuple, Tensor] = OrderedDict()
+        self._expanded: OrderedDict[tuple, Tuple[Tensor, Tensor]] = OrderedDict()
 
     def forward(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """Return the bias (heads, queries, keys) for keys on ``grid`` in ``dtype``."""
         if self.mode == 'legacy':
             return self._stretch(grid).to(dtype)
-        if self.training or torch.is_grad_enabled() or cpu.is_captured():
+        table = self.table
+        if (self.training or torch.is_grad_enabled() or cpu.is_captured()
+                or table.is_inference()):  # which has no version
             return self._expand(grid, dtype)
-        version = None if self.table.is_inference() else self.table._version
-        key = (tuple(grid), dtype, version)
+        # An entry keeps its table, so that no other tensor gets the same id.
+        key = (*grid, dtype, id(table), table._version, table.data_ptr(), table.device)
         if key not in self._expanded:
             while len(self._expanded) >= CACHED_GRIDS:
                 self._expanded.popitem(last=False)
-            self._expanded[key] = self._expand(grid, dtype)
+            self._expanded[key] = table, self._expand(grid, dtype)
         self._expanded.move_to_end(key)
-        return self._expanded[key]
+        return self._expanded[key][1]
 
     def _expand(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         return expand_table(resample_table(self.table, grid).to(dtype), self.stride)
@@ -118,8 +120,10 @@ class AttentionBias(nn.Module):
         self._expanded.clear()
         return super()._apply(*args, **kwargs)
 
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, '_expanded': OrderedDict()}
+
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
-        self._expanded.clear()
         table = state_dict.get(prefix + 'table')
         if table is not None and table.dim() == 3 and len(table) == len(self.table):
             state_dict[prefix + 'table'] = resample_table(table, self.table.shape[1:])
@@ -137,13 +141,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, fused: bool = False) -
         q, k: (B, heads, queries or keys, D).
         v: (B, heads, keys, channels of a value, at least D).
         bias: (heads, queries, keys).
-        fused: Never hold all scores, on a CPU and without gradients.
+        fused: Never hold all scores, on a CPU and without gradients or compiled.
     """
-    differentiated = torch.is_grad_enabled() and not cpu.is_compiling()
-    if not fused or differentiated or q.device.type != 'cpu' or torch.jit.is_tracing():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    if cpu.applies(q):
+    if fused and cpu.applies(q):
         return cpu.attend(q, k, v, bias)
+    if not fused or q.device.type != 'cpu' or not cpu.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     # torch's kernel that never holds all scores needs keys and values of one width.
     scale = q.shape[-1] ** -0.5
     q, k = (F.pad(each, (0, v.shape[-1] - each.shape[-1])) for each in (q, k))

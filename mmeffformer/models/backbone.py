@@ -54,7 +54,9 @@ class Stage(nn.Module):
         return x.contiguous() if rowwise else x
 
     def _run(self, block: Any, x: Tensor, *args: Any) -> Tensor:
-        if self.with_cp and self.training and torch.is_grad_enabled():
+        # torch.func takes no checkpoints.
+        if (self.with_cp and self.training and torch.is_grad_enabled()
+                and not cpu.is_transformed()):
             # The compiler takes no contexts.
             contexts: Dict[str, Any] = {} if cpu.is_captured() else dict(
                 context_fn=lambda: (nullcontext(), _statistics_kept(block)))

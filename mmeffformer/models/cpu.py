@@ -22,8 +22,14 @@ is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is
 
 
 def is_captured() -> bool:
-    """Return whether the code runs under the tracer or the compiler."""
-    return is_compiling() or torch.jit.is_tracing()
+    """Return whether operators go to the tracer, the compiler, a dispatch mode or torch.func."""
+    return (is_compiling() or torch.jit.is_tracing() or is_transformed()
+            or torch._C._len_torch_dispatch_stack() > 0)
+
+
+def is_transformed() -> bool:
+    """Return whether the code runs under ``torch.func.grad``, ``vmap`` or their like."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def is_autocast() -> bool:
