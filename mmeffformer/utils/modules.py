@@ -1,10 +1,10 @@
 """Wrapped models."""
-from typing import cast
-
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseAveragedModel, BaseTTAModel, is_model_wrapper
 from torch import nn
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """Return the model inside a wrapper such as DistributedDataParallel."""
-    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
+    """Return the model inside wrappers, as of distributed training or test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, (BaseTTAModel, BaseAveragedModel)):
+        model = model.module
+    return model
