@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit, trunc_normal_
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.checkpoint import checkpoint
 
@@ -68,9 +69,13 @@ class Stage(nn.Module):
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Context manager: keep the running statistics of norms, as while a block is recomputed."""
+    """Context manager: keep the running statistics of norms, as while a block is recomputed.
+
+    Those that ``torch.func`` was given change.
+    """
     norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.training]
-    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    kept = [{name: buffer for name, buffer in norm.named_buffers(recurse=False)
+             if not is_functorch_wrapped_tensor(buffer)} for norm in norms]
     for norm, buffers in zip(norms, kept):
         for name, buffer in buffers.items():
             setattr(norm, name, buffer.clone())
@@ -129,6 +134,11 @@ class Backbone(BaseModule):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         self._check_input(x)
+        # torch.func refuses changes of what it was not given, such as running statistics.
+        with _statistics_kept(self) if cpu.is_transformed() else nullcontext():
+            return self._features(x)
+
+    def _features(self, x: Tensor) -> Tuple[Tensor, ...]:
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages[:self.out_indices[-1] + 1]):

@@ -29,7 +29,7 @@ def is_captured() -> bool:
 
 def is_transformed() -> bool:
     """Return whether the code runs under ``torch.func.grad``, ``vmap`` or their like."""
-    return torch._C._are_functorch_transforms_active()
+    return not is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def is_autocast() -> bool:
