@@ -39,7 +39,8 @@ CACHED_GRIDS = 2
 
 def resample_table(table: Tensor, grid: Sequence[int]) -> Tensor:
     """Return a bias table (heads, rows, cols) for ``grid`` instead of (rows, cols)."""
-    if tuple(table.shape[1:]) == tuple(grid):
+    # Captured, the table's own grid is one of many: the program is for all of them.
+    if not cpu.is_captured() and tuple(table.shape[1:]) == tuple(grid):
         return table
     # In float32, because some versions of torch cannot interpolate in half precision on a CPU.
     wide = table[None].to(torch.promote_types(table.dtype, torch.float32))
@@ -63,9 +64,9 @@ def expand_table(table: Tensor, stride: int = 1) -> Tensor:
 class AttentionBias(nn.Module):
     """A learnt bias over the offsets of a grid of tokens, for any other grid too.
 
-    In eval mode the expanded bias of the last few grids is cached. Loading, moving or
-    changing weights in place and setting the mode clear the cache. A change through
-    ``.data`` is not noticed: call ``eval()`` after it.
+    In eval mode the expanded bias of the last few grids is cached for the table that it was
+    computed from, as that was then. A change through ``.data`` is not noticed: call ``eval()``
+    after it.
 
     Args:
         heads: Attention heads.
@@ -80,22 +81,24 @@ class AttentionBias(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(heads, *grid))
         self.stride, self.mode = stride, mode
-        self._expanded: OrderedDict[tuple, Tensor] = OrderedDict()
+        self._expanded: OrderedDict[tuple, Tuple[Tensor, Tensor]] = OrderedDict()
 
     def forward(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         """Return the bias (heads, queries, keys) for keys on ``grid`` in ``dtype``."""
         if self.mode == 'legacy':
             return self._stretch(grid).to(dtype)
-        if self.training or torch.is_grad_enabled() or cpu.is_captured():
+        table = self.table
+        if (self.training or torch.is_grad_enabled() or cpu.is_captured()
+                or table.is_inference()):  # which has no version
             return self._expand(grid, dtype)
-        version = None if self.table.is_inference() else self.table._version
-        key = (tuple(grid), dtype, version)
+        # An entry keeps its table, so that no other tensor gets the same id.
+        key = (*grid, dtype, id(table), table._version, table.data_ptr(), table.device)
         if key not in self._expanded:
             while len(self._expanded) >= CACHED_GRIDS:
                 self._expanded.popitem(last=False)
-            self._expanded[key] = self._expand(grid, dtype)
+            self._expanded[key] = table, self._expand(grid, dtype)
         self._expanded.move_to_end(key)
-        return self._expanded[key]
+        return self._expanded[key][1]
 
     def _expand(self, grid: Grid, dtype: torch.dtype) -> Tensor:
         return expand_table(resample_table(self.table, grid).to(dtype), self.stride)
@@ -104,8 +107,7 @@ class AttentionBias(nn.Module):
         bias = expand_table(self.table, self.stride)
         queries = [(n + self.stride - 1) // self.stride for n in grid]
         size = (queries[0] * queries[1], grid[0] * grid[1])
-        # Traced, that would be so for any size.
-        if tuple(bias.shape[1:]) == size and not torch.jit.is_tracing():
+        if not cpu.is_captured() and tuple(bias.shape[1:]) == size:
             return bias
         wide = bias[None].to(torch.promote_types(bias.dtype, torch.float32))
         return F.interpolate(wide, size=size, mode='bicubic', align_corners=False)[0]
@@ -118,8 +120,10 @@ class AttentionBias(nn.Module):
         self._expanded.clear()
         return super()._apply(*args, **kwargs)
 
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, '_expanded': OrderedDict()}
+
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
-        self._expanded.clear()
         table = state_dict.get(prefix + 'table')
         if table is not None and table.dim() == 3 and len(table) == len(self.table):
             state_dict[prefix + 'table'] = resample_table(table, self.table.shape[1:])
@@ -137,12 +141,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, fused: bool = False) -
         q, k: (B, heads, queries or keys, D).
         v: (B, heads, keys, channels of a value, at least D).
         bias: (heads, queries, keys).
-        fused: Never hold all scores, on a CPU.
+        fused: Never hold all scores, on a CPU and without gradients or compiled.
     """
-    if not fused or q.device.type != 'cpu' or torch.jit.is_tracing():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    if cpu.applies(q):
+    if fused and cpu.applies(q):
         return cpu.attend(q, k, v, bias)
+    if not fused or q.device.type != 'cpu' or not cpu.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     # torch's kernel that never holds all scores needs keys and values of one width.
     scale = q.shape[-1] ** -0.5
     q, k = (F.pad(each, (0, v.shape[-1] - each.shape[-1])) for each in (q, k))
@@ -250,7 +254,7 @@ class StridedAttention(nn.Module):
         x = to_image(attended, values) + self.v_local(values)
         if self.stride > 1:
             # An odd grid is cut, not squeezed: every pixel stays where an even grid has it.
-            x = F.interpolate(x, scale_factor=self.stride, mode='bilinear')[..., :rows, :cols]
+            x = subgrid(F.interpolate(x, scale_factor=self.stride, mode='bilinear'), rows, cols)
         return self.proj(self.act(x))
 
     @torch.no_grad()
@@ -298,7 +302,7 @@ def attend_mixed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, before: nn.Conv2
 
 def mix_heads(mixing: nn.Conv2d, scores: Tensor, bias: Tensor) -> Tensor:
     """Return scores (B, heads, N, M) mixed among the heads, plus a bias (heads, N * M or 1)."""
-    batch, dtype = len(scores), scores.dtype
+    batch, dtype = scores.shape[0], scores.dtype
     weight = mixing.weight[..., 0, 0].to(dtype)
     mixed = torch.baddbmm(bias.to(dtype).expand(batch, -1, -1), weight.expand(batch, -1, -1),
                           scores.flatten(2))
@@ -338,7 +342,7 @@ class AttentionDownsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values = self.v(x)
         local = self.v_local(values)
-        q = to_heads(self.q(self.q_local(x) + x[..., ::2, ::2]), self.heads)
+        q = to_heads(self.q(self.q_local(x) + subgrid(x, *x.shape[2:], stride=2)), self.heads)
         k, v = (to_heads(each, self.heads) for each in (self.k(x), values))
         attended = attend(q, k, v, self.bias(x.shape[2:], q.dtype), self.fused)
         return self.embed(x) + self.proj(self.act(to_image(attended, local) + local))
@@ -348,14 +352,23 @@ class AttentionDownsample(nn.Module):
         self.fused = True
 
 
+def subgrid(x: Tensor, rows: int, cols: int, stride: int = 1) -> Tensor:
+    """Return (B, C, H, W) at every ``stride``-th of the first ``rows`` and ``cols``."""
+    if not cpu.is_compiling():
+        return x[..., :rows:stride, :cols:stride]
+    # torch.export cannot prove what it wants to know of a slice with dynamic ends.
+    y, x_ = (torch.arange(0, n, stride, device=x.device) for n in (rows, cols))
+    return x.index_select(2, y).index_select(3, x_)
+
+
 def to_heads(x: Tensor, heads: int) -> Tensor:
     """Return (B, heads * D, H, W) as (B, heads, N, D), a view."""
     # Views, as the exporter to ONNX takes the sizes that unflatten leaves for fixed.
-    return x.flatten(2).view(len(x), heads, x.shape[1] // heads, -1).transpose(2, 3)
+    return x.flatten(2).view(x.shape[0], heads, x.shape[1] // heads, -1).transpose(2, 3)
 
 
 def to_image(x: Tensor, like: Tensor) -> Tensor:
     """Return (B, heads, N, D) as (B, heads * D, H, W), sized and laid out as ``like``."""
     if like.is_contiguous():
         return x.transpose(2, 3).reshape(like.shape)
-    return x.transpose(1, 2).flatten(2).view(len(x), *like.shape[2:], -1).permute(0, 3, 1, 2)
+    return x.transpose(1, 2).flatten(2).view(x.shape[0], *like.shape[2:], -1).permute(0, 3, 1, 2)

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit, trunc_normal_
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.checkpoint import checkpoint
 
@@ -50,11 +51,13 @@ class Stage(nn.Module):
         for block in blocks[len(conv_blocks):]:
             tokens = self._run(block, tokens, grid)
         # To channels_last, without a copy. The exporter to ONNX takes unflatten's sizes for fixed.
-        x = tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
+        x = tokens.view(tokens.shape[0], *grid, -1).permute(0, 3, 1, 2)
         return x.contiguous() if rowwise else x
 
     def _run(self, block: Any, x: Tensor, *args: Any) -> Tensor:
-        if self.with_cp and self.training and torch.is_grad_enabled():
+        # torch.func takes no checkpoints.
+        if (self.with_cp and self.training and torch.is_grad_enabled()
+                and not cpu.is_transformed()):
             # The compiler takes no contexts.
             contexts: Dict[str, Any] = {} if cpu.is_captured() else dict(
                 context_fn=lambda: (nullcontext(), _statistics_kept(block)))
@@ -66,9 +69,13 @@ class Stage(nn.Module):
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Context manager: keep the running statistics of norms, as while a block is recomputed."""
+    """Context manager: keep the running statistics of norms, as while a block is recomputed.
+
+    Those that ``torch.func`` was given change.
+    """
     norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.training]
-    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    kept = [{name: buffer for name, buffer in norm.named_buffers(recurse=False)
+             if not is_functorch_wrapped_tensor(buffer)} for norm in norms]
     for norm, buffers in zip(norms, kept):
         for name, buffer in buffers.items():
             setattr(norm, name, buffer.clone())
@@ -127,6 +134,11 @@ class Backbone(BaseModule):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         self._check_input(x)
+        # torch.func refuses changes of what it was not given, such as running statistics.
+        with _statistics_kept(self) if cpu.is_transformed() else nullcontext():
+            return self._features(x)
+
+    def _features(self, x: Tensor) -> Tuple[Tensor, ...]:
         x = self.stem(x)
         outs = []
         for i, stage in enumerate(self.stages[:self.out_indices[-1] + 1]):
@@ -213,7 +225,7 @@ class Backbone(BaseModule):
         if not x.is_floating_point():
             raise ValueError(f'input of dtype {x.dtype}: expected floats, normalised as the '
                              'weights were trained with')
-        if x.dim() != 4 or x.shape[1] != self.in_channels or not len(x):
+        if x.dim() != 4 or x.shape[1] != self.in_channels or not x.shape[0]:
             raise ValueError(f'input of shape {tuple(x.shape)}: expected '
                              f'(batch, {self.in_channels}, height, width) of an image or more')
         if x.shape[2] < STRIDES[-1] or x.shape[3] < STRIDES[-1]:

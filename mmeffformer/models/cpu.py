@@ -18,12 +18,18 @@ from torch import Tensor, nn
 ENABLED = True
 
 # torch 2.1 has the second name only.
-_is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
 
 
 def is_captured() -> bool:
-    """Return whether the code runs under the tracer or the compiler."""
-    return _is_compiling() or torch.jit.is_tracing()
+    """Return whether operators go to the tracer, the compiler, a dispatch mode or torch.func."""
+    return (is_compiling() or torch.jit.is_tracing() or is_transformed()
+            or torch._C._len_torch_dispatch_stack() > 0)
+
+
+def is_transformed() -> bool:
+    """Return whether the code runs under ``torch.func.grad``, ``vmap`` or their like."""
+    return not is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def is_autocast() -> bool:
@@ -54,10 +60,10 @@ def by_strips(block: nn.Module, x: Tensor, hidden: int) -> Tensor:
         x: (B, C, H, W).
         hidden: Channels of the block's widest map.
     """
+    if block.training or not applies(x) or x.is_contiguous():  # in NCHW, a strip is not
+        return block(x)
     strip = max(1, STRIP_BYTES // (hidden * x.shape[3] * x.element_size()))  # rows
-    # In NCHW, a strip is not contiguous.
-    if (block.training or not applies(x) or x.is_contiguous()
-            or x.shape[2] <= MIN_STRIPS * strip):
+    if x.shape[2] <= MIN_STRIPS * strip:
         return block(x)
     return torch.cat([torch.cat([_strip(block, image, top, strip)
                                  for top in range(0, x.shape[2], strip)], 2)

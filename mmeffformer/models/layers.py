@@ -239,7 +239,7 @@ class ScaledBlock(nn.Module):
             return x + self.drop_path(branch)
         scale = scale[:, None, None] if x.dim() == 4 else scale[None]
         if self.training and self.drop_path.p:
-            scale = self.drop_path(scale.expand(len(x), *scale.shape))
+            scale = self.drop_path(scale.expand(x.shape[0], *scale.shape))
         # Not every export format knows addcmul.
         return x + branch * scale if torch.jit.is_tracing() else torch.addcmul(x, branch, scale)
 

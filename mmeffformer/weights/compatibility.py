@@ -50,11 +50,12 @@ def _read_compatible(model: nn.Module, path: Source) -> Tuple[Dict[str, Tensor],
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     trained = meta.get('bias_mode')
-    modes = {module.mode for module in model.modules() if isinstance(module, AttentionBias)}
-    if trained and modes - {trained}:
+    others = {module.mode for module in model.modules() if isinstance(module, AttentionBias)
+              and module.mode != trained}
+    if trained and others:
         raise ValueError(f'checkpoint {path} was trained with bias_mode={trained!r}, the config '
-                         f'has {modes.pop()!r}, which would give other results. Add --cfg-options '
-                         f'model.backbone.bias_mode={trained}')
+                         f'has {others.pop()!r}, which would give other results. Add '
+                         f'--cfg-options model.backbone.bias_mode={trained}')
     return state, meta
 
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 from mmengine.dist import is_main_process
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+INDEX = '.index.json'  # lists the files of weights that save_pretrained has split
 _HUB = re.compile(r'hf[-_]hub:([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?')
 _HUB_URL = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)')
 # The end of a file name by the convention of torch and OpenMMLab: the SHA-256 or its start. A date
@@ -44,10 +45,12 @@ def locate(source: Union[str, os.PathLike]) -> Path:
         raise ValueError(f'checkpoint {name!r}: expected a path, an http(s) URL or '
                          'hf-hub:OWNER/NAME')
     path = Path(name).expanduser()
-    found = [file for file in (path, *(path / each for each in HUB_FILES)) if file.is_file()]
+    inside = [*HUB_FILES, *(each + INDEX for each in HUB_FILES)]
+    found = [file for file in (path, *(path / each for each in inside)) if file.is_file()]
     if not found:
-        raise FileNotFoundError(f'looked for a checkpoint at {path.absolute()}, but there is no '
-                                'such file')
+        reason = f'the folder has no {" or ".join(inside)}' if path.is_dir() else \
+            'there is no such file'
+        raise FileNotFoundError(f'looked for a checkpoint at {path.absolute()}, but {reason}')
     return found[0]
 
 

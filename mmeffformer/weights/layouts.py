@@ -13,8 +13,8 @@ embedding does too; ``attn``, ``b`` counted among the attention blocks;
 """
 import re
 from dataclasses import dataclass
-from math import isqrt
-from typing import Dict, Iterable, Iterator, Mapping, Tuple
+from math import isqrt, prod
+from typing import Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
 from torch import Tensor
 
@@ -115,11 +115,16 @@ class Layout:
                 for (native, leaves), template in zip(PARTS[part].items(), self.parts[part])
                 for leaf in leaves}
 
-    def to_native(self, native_key: str, value: Tensor) -> Tensor:
+    def to_native(self, native_key: str, value: Tensor,
+                  grid: Optional[Tuple[int, ...]] = None) -> Tensor:
         """Return a tensor of this layout in its native shape; bias tables (heads, rows, cols).
 
+        Args:
+            grid: Rows and columns of the backbone's bias table. A table of as many offsets is of
+                the same grid, others are of a square one.
+
         Raises:
-            ValueError: A bias table is not of a square grid.
+            ValueError: A bias table is neither of ``grid`` nor of a square grid.
         """
         if self.name == NATIVE:
             return value
@@ -127,11 +132,14 @@ class Layout:
             return value.flatten()
         if not native_key.endswith(TABLE):
             return value
-        side = isqrt(value.shape[-1]) if value.dim() == 2 else 0
-        if not side or side * side != value.shape[1]:
+        offsets = value.shape[1] if value.dim() == 2 else 0
+        if grid is None or prod(grid) != offsets:
+            grid = (isqrt(offsets),) * 2
+        if not offsets or prod(grid) != offsets:
             raise ValueError(f'bias table of shape {tuple(value.shape)}: expected '
-                             '(heads, n * n), the offsets of a square grid')
-        return value.unflatten(1, (side, side))
+                             '(heads, n * n), the offsets of a square grid; for another, build '
+                             'the backbone with its bias_grid=(rows, cols) at stride 32')
+        return value.unflatten(1, grid)
 
     def from_native(self, native_key: str, value: Tensor) -> Tensor:
         """Return a tensor of native shape in the shape that it has in this layout.

@@ -3,7 +3,7 @@ import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from .safe_loading import WRAPPERS, read_checkpoint
 
 Grid = Tuple[int, ...]
 COUNTER = '.num_batches_tracked'
+# Names that torch.compile, FSDP and activation checkpointing put into keys.
+ADDED = re.compile(r'(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def load_weights(backbone: nn.Module, source: Union[str, os.PathLike, Mapping],
 
     Args:
         backbone: An :class:`EfficientFormer` or :class:`EfficientFormerV2`.
-        source: A path, an http(s) URL, ``hf-hub:OWNER/NAME``, or a dict of tensors;
-            with or without a wrapper such as ``state_dict``.
+        source: A path of a file or of a folder of ``save_pretrained``, an http(s) URL,
+            ``hf-hub:OWNER/NAME``, or a dict of tensors; with or without a wrapper such as
+            ``state_dict``.
         prefix: Prefix of the backbone's keys, such as ``backbone``; by default it is
             found. It may start with a wrapper's name (``model_ema``).
 
@@ -106,7 +109,7 @@ def _load(backbone: Backbone, checkpoint: Mapping, name: str, prefix: Optional[s
         fnmatchcase(key[len(prefix):], pattern) for pattern in layout.unused)]
     unknown = tuple(key for key in unused if key not in {*dropped})
     try:
-        found = {target_key: _read_tensor(state, source_key, target_key, layout)
+        found = {target_key: _read_tensor(state, source_key, target_key, layout, targets)
                  for target_key, source_key in table.items() if source_key in state}
         _check_complete(targets, table, found, _foreign_keys(
             unknown, layout, prefix, backbone.arch))
@@ -129,16 +132,29 @@ def _load(backbone: Backbone, checkpoint: Mapping, name: str, prefix: Optional[s
 
 def unwrap(checkpoint: Mapping, prefix: Optional[str]
            ) -> Tuple[str, Dict[str, Any], Tuple[str, ...], Optional[str]]:
-    """Return the wrapper's name, its state dict, other wrappers and the rest of ``prefix``."""
-    inside = [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
+    """Return the wrapper's name, its state dict, other wrappers and the rest of ``prefix``.
+
+    The names of wrappers that are not among ``WRAPPERS`` become prefixes of the keys.
+    """
+    inside = [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)
+              and any(isinstance(value, Tensor) for _, value in _leaves(checkpoint[key]))]
     if not inside:
-        state = {key: value for key, value in checkpoint.items() if isinstance(key, str)}
-        return '', state, (), prefix
+        state = {ADDED.sub('', key): value for key, value in _leaves(checkpoint)}
+        return '', state, (), prefix and ADDED.sub('', prefix)
     first, _, rest = (prefix or '').partition('.')
     chosen, prefix = (first, rest or None) if first in inside else (inside[0], prefix)
     wrapper, state, others, prefix = unwrap(checkpoint[chosen], prefix)
     others = (*(key for key in inside if key != chosen), *others)
     return '.'.join(filter(None, (chosen, wrapper))), state, others, prefix
+
+
+def _leaves(checkpoint: Mapping, prefix: str = '') -> Iterator[Tuple[str, Any]]:
+    """Yield the keys and values of nested dicts, keys joined with dots."""
+    for key, value in checkpoint.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f'{prefix}{key}.')
+        elif isinstance(key, str):
+            yield prefix + key, value
 
 
 def _recognise(state: Mapping, arch: Arch, name: str,
@@ -156,20 +172,32 @@ def _recognise(state: Mapping, arch: Arch, name: str,
         for before in _prefixes(state, next(iter(table.values())), prefix):
             if not layout.marker or any(before + key in state for key in layout.marker):
                 count = sum(before + key in state for key in table.values())
-                hits[layout.name, before] = count, bool(layout.marker)
+                if count >= len(table) / 10:  # fewer are names that other networks use too
+                    hits[layout.name, before] = count, bool(layout.marker)
     best = [key for key, each in hits.items() if each == max(hits.values())]
     if not best:
         under = f' under prefix {prefix!r}' if prefix else ''
         under += _describe_arch(arch, state, prefix)
         raise ValueError(f'{name} has no known layout{under}; accepted are {", ".join(layouts)}. '
-                         f'It starts with {_some(state)}')
+                         f'{_describe_keys(state)}')
     if len(best) > 1:
         raise ValueError(f'{name} holds more than one backbone; choose with prefix= one of '
                          f'{", ".join(sorted(repr(before) for _, before in best))}')
     return layouts[best[0][0]], best[0][1]
 
 
-def _read_tensor(state: Mapping, source_key: str, target_key: str, layout: Layout) -> Tensor:
+def _describe_keys(state: Mapping) -> str:
+    tensors = {key: tuple(value.shape) for key, value in state.items()
+               if isinstance(value, Tensor)}
+    if not tensors:
+        return f'It has no tensors, only {_some(state) or "an empty dict"}'
+    tops = {key.split('.')[0] for key in tensors}
+    return (f'Its {len(tensors)} tensors are under {_some(sorted(tops), 9)}, such as '
+            f'{_some(f"{key} {shape}" for key, shape in tensors.items())}')
+
+
+def _read_tensor(state: Mapping, source_key: str, target_key: str, layout: Layout,
+                 targets: Mapping) -> Tensor:
     """Return a tensor of the file as the backbone has it."""
     value = state[source_key]
     if not isinstance(value, Tensor):
@@ -180,7 +208,8 @@ def _read_tensor(state: Mapping, source_key: str, target_key: str, layout: Layou
         if not torch.isfinite(value).all():
             raise ValueError(f'{source_key} has values that are NaN or infinite')
     try:
-        return layout.to_native(target_key, value)
+        grid = tuple(targets[target_key].shape[1:]) if target_key in targets else None
+        return layout.to_native(target_key, value, grid)
     except ValueError as error:
         raise ValueError(f'{source_key} is a {error}') from error
 
@@ -262,6 +291,7 @@ def _prefixes(state: Mapping, anchor: str, prefix: Optional[str]) -> Set[str]:
     return found if prefix is None else found & {prefix}
 
 
-def _some(keys: Iterable[str]) -> str:
+def _some(keys: Iterable[str], most: int = 3) -> str:
     keys = list(keys)
-    return ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
+    rest = f' and {len(keys) - most} more' if len(keys) > most else ''
+    return ', '.join(keys[:most]) + rest

@@ -4,6 +4,7 @@ torch's ``weights_only`` unpickler does the work. Besides torch's own names it a
 mmengine's checkpoints.
 """
 import argparse
+import json
 import os
 import pickle
 import re
@@ -21,7 +22,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from .fetch import locate
+from .fetch import INDEX, locate
 
 Source = Union[str, os.PathLike]
 
@@ -131,8 +132,8 @@ def read_checkpoint(path: Source) -> Mapping:
     """Return the content of a checkpoint file, its tensors on the CPU.
 
     Args:
-        path: A torch file (.pth, .pt, .bin, .pth.tar) or a .safetensors file; the content
-            decides, not the name.
+        path: A torch file (.pth, .pt, .bin, .pth.tar) or a .safetensors file, by content, not
+            by name; or the .index.json of a split one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -143,6 +144,8 @@ def read_checkpoint(path: Source) -> Mapping:
     if not path.is_file():
         found = 'that is a folder' if path.is_dir() else 'there is no such file'
         raise FileNotFoundError(f'looked for a checkpoint at {path}, but {found}')
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     with path.open('rb') as file:
         head = file.read(64)
     read: Callable[[Path], Any]
@@ -168,6 +171,17 @@ def read_checkpoint(path: Source) -> Mapping:
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}; expected a dict of tensors')
     return checkpoint
+
+
+def _read_shards(index: Path) -> Dict[str, Any]:
+    """Return the content of all files that ``index`` lists, which are beside it."""
+    try:
+        names = {Path(name).name for name in json.loads(index.read_text())['weight_map'].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{index} is not an index of weights: expected JSON with a weight_map, '
+                         'as save_pretrained writes it') from error
+    return {key: value for name in sorted(names)
+            for key, value in read_checkpoint(index.with_name(name)).items()}
 
 
 def _read_torch(path: Path) -> Any:

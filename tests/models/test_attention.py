@@ -1,7 +1,11 @@
 """The attention bias on grids other than its own, and its cache."""
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from mmeffformer.models.attention import (
     CACHED_GRIDS,
@@ -75,20 +79,59 @@ def fill_behind_autograd(bias):
     bias.table.data.fill_(1)
 
 
+@torch.inference_mode()
+def fill_in_inference_mode(bias):
+    bias.table.fill_(1)
+
+
 @pytest.mark.parametrize('change', [
     lambda bias: bias.load_state_dict({'table': torch.ones(2, 7, 7)}),
     lambda bias: bias.load_state_dict({'table': torch.ones(2, 9, 5)}),
+    lambda bias: bias.load_state_dict({'table': torch.ones(2, 7, 7)}, assign=True),
     lambda bias: nn.init.ones_(bias.table),
+    fill_in_inference_mode,
+    lambda bias: setattr(bias, 'table', nn.Parameter(torch.ones(2, 7, 7))),
+    lambda bias: setattr(bias.table, 'data', torch.ones(2, 7, 7)),
     lambda bias: (fill_behind_autograd(bias), bias.train(), bias.eval()),
     lambda bias: (fill_behind_autograd(bias), bias.eval()),
     lambda bias: (fill_behind_autograd(bias), bias.double(), bias.float()),
-], ids=['load', 'load resampled', 'in place', 'train', 'eval', 'move'])
+], ids=['load', 'load resampled', 'load and assign', 'in place', 'inference mode', 'replace',
+        'data', 'train', 'eval', 'move'])
 def test_cache_never_outlives_the_weights(change):
     bias = random_bias()
     with torch.no_grad():
         assert not bias((4, 5), torch.float32).eq(1).all()
         change(bias)
         assert bias((4, 5), torch.float32).eq(1).all()
+
+
+@torch.inference_mode()
+def test_cache_is_not_used_for_a_table_of_inference_mode():
+    bias = random_bias()
+    assert not bias((4, 5), torch.float32).eq(1).all()
+    bias.table.fill_(1)
+    assert bias((4, 5), torch.float32).eq(1).all()
+
+
+@torch.no_grad()
+def test_cache_is_not_used_for_the_tables_of_functional_call():
+    bias = random_bias()
+    own = bias((4, 5), torch.float32)
+    for value in (1, 2):
+        table = torch.full((2, 7, 7), float(value))
+        out = functional_call(bias, {'table': table}, ((4, 5), torch.float32))
+        assert out.eq(value).all()
+    assert bias((4, 5), torch.float32).equal(own)
+    on_meta = functional_call(bias, {'table': table.to('meta')}, ((4, 5), torch.float32))
+    assert on_meta.is_meta and bias.to('meta')((4, 5), torch.float32).is_meta
+
+
+def test_copies_of_the_module_have_no_cache():
+    bias, table = random_bias(), torch.randn(2, 7, 7, requires_grad=True)
+    size = len(pickle.dumps(bias))
+    with torch.no_grad():
+        functional_call(bias, {'table': 2 * table}, ((20, 20), torch.float32))
+    assert len(pickle.dumps(bias)) == size and not deepcopy(bias)._expanded
 
 
 def test_cache_is_not_used_in_training_or_for_gradients():

@@ -48,17 +48,41 @@ def test_with_cp_keeps_a_tenth(kind):
     assert kept[1] < 0.15 * kept[0] and peaks[1] < 0.65 * peaks[0]
 
 
+@pytest.mark.parametrize('train, with_cp', [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize('kind', KINDS)
-def test_transforms_of_torch_func(kind, randomize):
-    model = randomize(kind(ARCH)).double().eval()
+def test_transforms_of_torch_func(kind, train, with_cp, randomize):
+    model = randomize(kind(ARCH, with_cp=with_cp)).double().train(train)
     x = image(64, 32, dtype=torch.float64).requires_grad_()
     loss_of(model(x)).backward()
+    buffers = [buffer.clone() for buffer in model.buffers()]
     gradients = grad(lambda parameters: loss_of(functional_call(model, parameters, (x,))))(
         dict(model.named_parameters()))
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12)
     loss, pull_back = vjp(lambda x: loss_of(model(x)), x.detach())
     assert_close(pull_back(torch.ones_like(loss)), [x.grad], 1e-9)
+    assert_close([*model.buffers()], buffers, 0)
+
+
+def test_torch_func_changes_the_statistics_that_it_is_given(randomize):
+    model = randomize(EfficientFormer(ARCH)).train()
+    x, state = image(64, 32, batch=2), {key: value.clone() for key, value in
+                                        model.state_dict().items()}
+    _, changed = grad(lambda scale, state: (
+        loss_of(functional_call(model, state, (scale * x,))), state), has_aux=True)(
+            torch.ones(()), {**state})
+    model(x)
+    assert_close([changed[key] for key, _ in model.named_buffers()], [*model.buffers()], 1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_gradients_of_a_fused_backbone(kind, randomize):
+    model = randomize(kind(ARCH)).switch_to_deploy().requires_grad_()
+    x = image(64, 96).requires_grad_()
+    loss_of(model(x)).backward()
+    loss, pull_back = vjp(lambda x: loss_of(model(x)), x.detach())
+    assert_close(pull_back(torch.ones_like(loss)), [x.grad], 1e-5)
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize('kind', KINDS)
