@@ -32,6 +32,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=False, begin=20, end=steps, T_max=steps - 20,
          eta_min=1e-6),
 ]
+auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=steps, max_keep_ckpts=1, save_best=None))

@@ -87,6 +87,8 @@ BACKBONES = {
 FOLDERS = {'det': 'detection/maskrcnn', 'seg': 'segmentation/semfpn'}
 NAMES = {f'{FOLDERS[row[:3]]}_{row[4:]}.py': row for row in RECIPES}
 DEMOS = ['demo/maskrcnn_effformer_l1_shapes.py', 'demo/semfpn_effformer_l1_shapes.py']
+CAMVID = [f'camvid/semfpn_{name}.py'
+          for name in ('effformer_l1', 'effformerv2_s0', 'poolformer_s12', 'resnet18')]
 SUPERNETS = ['search/maskrcnn_super_l3.py', 'search/semfpn_super_l3.py',
              'search/imagenet_super_l3.py', 'search/semfpn_super_shapes.py']  # tests/search
 
@@ -94,15 +96,15 @@ SUPERNETS = ['search/maskrcnn_super_l3.py', 'search/semfpn_super_l3.py',
 def test_every_config_is_listed():
     found = [str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
              if not {'_base_', 'backbones'} & {*path.parts}]  # backbones: test_metafiles.py
-    assert len(found) == 35
-    assert sorted(found) == sorted([*NAMES, *DEMOS, *SUPERNETS])
+    assert len(found) == 39
+    assert sorted(found) == sorted([*NAMES, *DEMOS, *CAMVID, *SUPERNETS])
 
 
-@pytest.mark.parametrize('name', [*NAMES, *DEMOS, *SUPERNETS])
+@pytest.mark.parametrize('name', [*NAMES, *DEMOS, *CAMVID, *SUPERNETS])
 def test_header_has_the_launch_command(name):
     cfg, text = Config.fromfile(CONFIGS / name), (CONFIGS / name).read_text()
     assert f' python tools/train.py configs/{name}\n' in text
-    gpus = 1 if name.endswith('_shapes.py') else int(
+    gpus = 1 if name.endswith('_shapes.py') or name in CAMVID else int(
         re.search(rf'^# tools/dist_train.sh configs/{name} (\d)$', text, re.M)[1])
     # --auto-scale-lr compares with this.
     assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size

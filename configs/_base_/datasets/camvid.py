@@ -24,7 +24,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 dataset = dict(
-    type='BaseSegDataset', data_root=data_root, metainfo=metainfo, img_suffix='.jpg',
+    type='BaseSegDataset', data_root=data_root, metainfo=metainfo, img_suffix='.png',
     seg_map_suffix='.png')
 train_dataloader = dict(
     batch_size=4,
