@@ -49,7 +49,7 @@ def build(config, randomize):
     def built(name: str, *args, **options):
         cfg = config(name, *args, **options)
         init_default_scope(cfg.default_scope)
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         randomize(model.backbone)
         if name == 'maskrcnn':
