@@ -1,4 +1,5 @@
 """Checks that the model, the data sets and the loaders of a config agree."""
+import copy
 from inspect import isgenerator
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -42,7 +43,7 @@ def labels_of(heads: Sequence[Head]) -> Labels:
     if not heads:
         return Labels()
     ignored = {head.ignored for head in heads}
-    # One class is told from the background by its label, 1.
+    # A single class has the label 1, next to the background.
     classes = min(max(head.classes, 2) if head.ignored is not None else head.classes
                   for head in heads)
     return Labels(classes, (*ignored, ) if len(ignored) == 1 and None not in ignored else ())
@@ -99,12 +100,14 @@ def check_batches(model: nn.Module, loader: DataLoader, source: Any, samples: Se
                     if len(same := [sizes[size] for size in sizes if size[0] == channels][:2]) > 1]
     stem = next((module for module in getattr(model, 'backbone', nn.Module()).modules()
                  if isinstance(module, nn.Conv2d)), None)
+    preprocessor = copy.deepcopy(model.data_preprocessor)
+    preprocessor.batch_augments = None  # some need a training that runs
     for batch in batches:
         names = ' and '.join(f'{sample.name} {sample.size}' for sample in batch)
         try:
             data = loader.collate_fn([source[sample.index] for sample in batch])
             with torch.no_grad():
-                inputs = model.data_preprocessor(data, training)['inputs']
+                inputs = preprocessor(data, training)['inputs']
         except Exception as error:  # any that a preprocessor may have
             yield (f'{key}: model.data_preprocessor fails on {names}: {type(error).__name__}: '
                    f'{error}' + ('. Set its size or size_divisor, or use batch_size=1'

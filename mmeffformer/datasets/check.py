@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], Any]
 
 @dataclass
 class Report:
-    """What a check found. Training fails or is wrong with ``errors``."""
+    """The findings of a check. With ``errors``, training fails or its figures are wrong."""
     errors: List[str] = field(default_factory=list)
     warnings: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
@@ -171,7 +171,7 @@ def _listed(reasons: Dict[str, int]) -> str:
 
 @contextmanager
 def _kept_random_states() -> Iterator[None]:
-    """Context manager: a training starts with the same random numbers with a check as without."""
+    """Context manager: keep the random numbers of the program as they are without a check."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

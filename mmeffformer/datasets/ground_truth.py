@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 from .traced import explain, leaves
 
 FIGURE = re.compile('(AP|AP_?50|AP_?75|AP[50@. ]+|IoU|Acc|Dice|Fscore|PQ)$')
-LIMIT = 1000  # images of a split that a training evaluates before it starts
+LIMIT = 1000  # images; a larger split is evaluated by tools/check_data.py only
 
 
 def build_evaluator(cfg: Any, folder: str) -> Evaluator:
@@ -148,10 +148,10 @@ class Truth:
 
     def __init__(self):
         self.objects: Dict[Any, Tuple[torch.Tensor, torch.Tensor]] = {}  # image id: boxes, labels
-        self.strange: Dict[int, int] = Counter()  # label that is no class: label maps with it
+        self.strange: Dict[int, int] = Counter()  # label outside the classes: label maps with it
 
     def evaluate(self, evaluator: Evaluator, dataset: Dataset) -> Optional[dict]:
-        """Return the metrics of a data set's ground truth, or None if it has none."""
+        """Return the metrics of a data set's ground truth, or None without ground truth."""
         evaluator.dataset_meta = dataset.metainfo
         classes, count = len(dataset.metainfo.get('classes') or ()), 0
         for sample in truth_samples(dataset):
@@ -166,7 +166,10 @@ class Truth:
                 return None
             evaluator.process(data_samples=[sample], data_batch=dict())
             count += 1
-        return evaluator.evaluate(count)
+        # Evaluator.evaluate would wait for the other processes of a job, which do not check.
+        return {'/'.join(filter(None, (metric.prefix, name))): value
+                for metric in evaluator.metrics
+                for name, value in metric.compute_metrics(metric.results).items()}
 
     def reasons(self, evaluator: Evaluator) -> Tuple[List[str], List[str]]:
         """Return reasons for a lower figure: those that are mistakes, and those that are legal."""

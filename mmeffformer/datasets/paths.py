@@ -114,7 +114,7 @@ def _problem(path, folder):
 
 
 def _origin(leaf, root):
-    """Lines on where to get a data set."""
+    """Return lines on where to get a data set."""
     classes = _get(leaf, 'metainfo', 'classes')
     kind = leaf.get('type')
     kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
@@ -158,7 +158,7 @@ def _message(missing, paths, leaves, evaluators):
 
 
 def _tree(entries, indent=''):
-    """Lines of a drawn tree. ``entries``: path as tuple of names -> is a folder."""
+    """Return the lines of a drawn tree. ``entries``: path as tuple of names -> is a folder."""
     lines, names = [], sorted({path[0] for path in entries if path})
     for name in names:
         below = {path[1:]: folder for path, folder in entries.items()

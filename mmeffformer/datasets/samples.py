@@ -20,7 +20,7 @@ SHOWN = 10  # files that a list of errors names
 
 @dataclass
 class Listing:
-    """What a data set read from its annotation file, before and after its filter."""
+    """The entries of an annotation file, before and after the filter of the data set."""
     dataset: BaseDataset
     broken: List[Tuple[str, Exception]] = field(default_factory=list)  # (name, error)
     annotations: int = 0  # in the file; 0 where the data set has no such list
@@ -136,7 +136,7 @@ class Labels(NamedTuple):
 
 @dataclass
 class Sample:
-    """What one sample has after its pipeline."""
+    """A sample after its pipeline."""
     index: int
     name: str
     error: str = ''

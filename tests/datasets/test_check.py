@@ -299,6 +299,13 @@ def test_images_of_several_sizes(ade20k):
     assert error.endswith('Set its size or size_divisor, or use batch_size=1')
 
 
+def test_augmentation_of_batches_that_needs_a_training(drawn):
+    cfg = config_of(drawn / 'coco')
+    cfg.model.data_preprocessor.batch_augments = [dict(
+        type='BatchSyncRandomResize', random_size_range=(64, 96), size_divisor=32, interval=1)]
+    assert check(cfg, 'train', model=None).errors == []
+
+
 def test_masks_that_the_model_does_not_predict(drawn):
     cfg = config_of(drawn / 'coco')
     for name in ('mask_head', 'mask_roi_extractor'):

@@ -60,7 +60,7 @@ def half_zeros(data: bytes) -> bytes:
     return data[:len(data) // 2] + bytes(len(data) - len(data) // 2)
 
 
-# Change of the bytes of an image, None: deleted; part of the error, '' where there is none.
+# Change of the bytes of an image, None: deleted; part of the error, '' without an error.
 FAILED = 'LoadImageFromFile failed on {}'
 IMAGES = {
     'missing': (None, FAILED),
@@ -138,7 +138,7 @@ def rle(**parts):
     return dict(dict(counts=[0, 100, 64 * 96 - 100], size=[64, 96]), **parts)
 
 
-# Change of the first annotation; part of the error, '' where there is none; whether the object
+# Change of the first annotation; part of the error, '' without an error; whether the object
 # is left out.
 UNREAD = 'CocoDataset cannot read 1 entries: 000000000001.jpg: '
 UNUSABLE = 'LoadAnnotations failed on {}'
