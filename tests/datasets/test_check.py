@@ -293,7 +293,7 @@ def test_images_of_several_sizes(ade20k):
         cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_UNCHANGED)[:33])
     cfg = config_of(ade20k)
     assert check(cfg, 'train').errors == []
-    cfg.model.data_preprocessor.pop('size_divisor')
+    cfg.model.data_preprocessor.update(size=(16, 16), size_divisor=None)  # pads smaller ones only
     error, = check(cfg, 'train', model=None).errors
     assert 'model.data_preprocessor fails on' in error
     assert error.endswith('Set its size or size_divisor, or use batch_size=1')
