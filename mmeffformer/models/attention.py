@@ -342,7 +342,7 @@ class AttentionDownsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values = self.v(x)
         local = self.v_local(values)
-        q = to_heads(self.q(self.q_local(x) + subgrid(x, *x.shape[2:], stride=2)), self.heads)
+        q = to_heads(self.q(self.q_local(x) + subgrid(x, x.shape[2], x.shape[3], 2)), self.heads)
         k, v = (to_heads(each, self.heads) for each in (self.k(x), values))
         attended = attend(q, k, v, self.bias(x.shape[2:], q.dtype), self.fused)
         return self.embed(x) + self.proj(self.act(to_image(attended, local) + local))

@@ -205,7 +205,7 @@ class Backbone(BaseModule):
 
     def _start_layers(self) -> None:
         """Initialise linear layers and the 1 x 1 convolutions of MLPs as the authors do."""
-        layers = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+        layers: List[Any] = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
         layers += [part.conv for mlp in self.modules() if isinstance(mlp, ConvMlp)
                    for part in (mlp.expand, mlp.project)]
         for layer in layers:

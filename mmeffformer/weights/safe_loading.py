@@ -174,7 +174,7 @@ def read_checkpoint(path: Source) -> Mapping:
 
 
 def _read_shards(index: Path) -> Dict[str, Any]:
-    """Return the content of all files that ``index`` lists, which are beside it."""
+    """Return the content of all files that ``index`` lists, which are in its folder."""
     try:
         names = {Path(name).name for name in json.loads(index.read_text())['weight_map'].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
