@@ -2,11 +2,11 @@
 import pytest
 import timm
 import torch
-from support.helpers import assert_close, assert_losses_close, image, load_timm
+from support.helpers import assert_close, assert_losses_close, image
 from timm.models.efficientformer import Attention as TimmAttention
 from torch import nn
 
-from mmeffformer import EfficientFormer
+from mmeffformer import EfficientFormer, load_weights
 
 # A network of every kind of part that runs in milliseconds.
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
@@ -25,7 +25,7 @@ def timm_twin(arch: str, randomize, bias_grid=(7, 7)):
             block.token_mixer = TimmAttention(dim, resolution=bias_grid)
     randomize(reference).double().eval()
     backbone = EfficientFormer(arch, bias_grid=bias_grid, out_norm_cfg=None).double().eval()
-    load_timm(backbone, reference)
+    load_weights(backbone, reference.state_dict())
     return reference, backbone
 
 

@@ -3,9 +3,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from support.helpers import assert_close, assert_losses_close, image, load_timm
+from support.helpers import assert_close, assert_losses_close, image
 
-from mmeffformer import EfficientFormerV2
+from mmeffformer import EfficientFormerV2, load_weights
 from mmeffformer.models.attention import AttentionDownsample, StridedAttention, expand_table
 
 NORM, ACT = dict(type='BN'), dict(type='GELU')
@@ -24,7 +24,7 @@ def timm_twin(arch: str, randomize, size=(224, 224)):
     reference.eval()
     grid = tuple(-(-n // 32) for n in size)
     backbone = EfficientFormerV2(arch, bias_grid=grid).double().eval()
-    load_timm(backbone, reference)
+    load_weights(backbone, reference.state_dict())
     return reference, backbone
 
 

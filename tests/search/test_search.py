@@ -37,14 +37,14 @@ def assert_repeated(restart, target, steps, correction):
 
 
 def test_table_is_corrected_by_measurements(restart, monkeypatch):
-    search = restart(12.)
+    search = restart(11.)
     monkeypatch.setattr(search, 'measure', measured_as(search, 1.2))
     steps = search.slim(rounds=3)
     assert search.correction == pytest.approx(1.2)
     last = steps[-1]
-    assert last.ms <= 12
+    assert last.ms <= 11
     assert last.ms == pytest.approx(1.2 * search.table.predict(last.network.arch))
-    assert_repeated(restart, 12., steps, search.correction)
+    assert_repeated(restart, 11., steps, search.correction)
 
 
 def test_target_that_measurements_put_out_of_reach(slimmed, restart, monkeypatch):

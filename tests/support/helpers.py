@@ -17,7 +17,6 @@ import torch
 import yapf.yapflib.yapf_api
 
 from mmeffformer import EfficientFormer, load_weights
-from mmeffformer.models.attention import AttentionBias
 from mmeffformer.weights import convert
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,18 +41,6 @@ def assert_close(actual, expected, relative: float = 1e-5):
     assert len(actual) == len(expected)
     for a, b in zip(actual, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=relative * b.abs().max().item())
-
-
-def load_timm(backbone, reference):
-    """Load the weights of timm's network. Its bias tables may be for oblong grids."""
-    tables = {key: p for key, p in reference.named_parameters()
-              if key.endswith('attention_biases')}
-    # No checkpoint has tables of such grids.
-    load_weights(backbone, {key: value.new_zeros(8, 49) if key in tables else value
-                            for key, value in reference.state_dict().items()})
-    biases = [module for module in backbone.modules() if isinstance(module, AttentionBias)]
-    for bias, table in zip(biases, tables.values(), strict=True):
-        bias.table.data = table.detach().clone().view_as(bias.table)
 
 
 def assert_losses_close(reference, features, backbone, outs, zero=()):

@@ -1,9 +1,11 @@
 """Checkpoints of whole models are checked before anything is loaded."""
 import pytest
 import torch
+from mmengine.model import BaseTTAModel, ExponentialMovingAverage
 from torch import nn
 
 from mmeffformer import EfficientFormer
+from mmeffformer.utils.modules import unwrap_model
 from mmeffformer.weights.compatibility import check_compatible, load_compatible
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1), attention_blocks=(0, 0, 0, 1))
@@ -31,6 +33,37 @@ def saved(tmp_path, change=lambda state: state, **rest):
     lambda state: {key: value for key, value in state.items() if 'num_batches' not in key}])
 def test_checkpoints_of_the_model_are_accepted(change, tmp_path):
     check_compatible(build(bias_grid=(9, 5)), saved(tmp_path, change))
+
+
+class Averaging(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+@pytest.mark.parametrize('wrap', [
+    Averaging, ExponentialMovingAverage, nn.DataParallel,
+    lambda model: nn.DataParallel(Averaging(model))])
+def test_the_module_inside_a_wrapper_is_compared_and_loaded(wrap, tmp_path):
+    inner = build()
+    inner.test_step = None  # BaseTTAModel asks for it
+    wrapped, path = wrap(inner), saved(tmp_path, lambda state: {**state, 'queries': torch.ones(2)})
+    check_compatible(wrapped, path)
+    load_compatible(wrapped, path)
+    assert unwrap_model(wrapped).queries.eq(1).all()
+    with pytest.raises(ValueError, match='1 are missing, first queries'):
+        check_compatible(wrapped, saved(tmp_path, lambda state: {
+            key: value for key, value in state.items() if key != 'queries'}))
+
+
+@pytest.mark.parametrize('trained', ['offset', 'legacy'])
+def test_the_mode_that_differs_is_named(trained, tmp_path):
+    model = build()
+    other = {'offset': 'legacy', 'legacy': 'offset'}[trained]
+    model['second'] = EfficientFormer(TINY, bias_mode='legacy')
+    path = str(tmp_path / 'model.pth')
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(bias_mode=trained)), path)
+    with pytest.raises(ValueError, match=f"bias_mode='{trained}', the config has '{other}'"):
+        check_compatible(model, path)
 
 
 @pytest.mark.parametrize('change, message', [

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from mmengine.hooks import EMAHook
 from safetensors.torch import save_file
 
@@ -52,6 +53,12 @@ def refused(net, source, match, error=ValueError, **kwargs):
     (lambda s: {'model': s, 'args': 1}, 'module.', 'model.module.'),
     (lambda s: {'model': {'state_dict': s}}, '', 'model.state_dict'),
     (lambda s: {'state_dict': s}, 'module.backbone.', 'state_dict.module.backbone.'),
+    (lambda s: {'weights_of_run_7': s, 'optimizer': {'state': {0: {'step': torch.ones(1)}}}}, '',
+     'weights_of_run_7.'),
+    (lambda s: {'model': {'type': 'L1'}, 'params': s}, 'module.', 'params.module.'),
+    (lambda s: {'state_dict': s}, 'module._orig_mod.backbone.', 'state_dict.module.backbone.'),
+    (lambda s: {key.replace('blocks.', 'blocks._fsdp_wrapped_module.'): value
+                for key, value in s.items()}, '_orig_mod.', ''),
     (lambda s: s, 'model.', 'model.'),
     (lambda s: s, 'efficientformer.', 'efficientformer.'),
 ])
@@ -61,7 +68,7 @@ def test_wrappers_and_prefixes_are_found(wrap, prefix, chosen, layout):
     report = load_weights(net, wrap(as_layout(source, layout, prefix)))
     assert same(net, source)
     assert (report.layout, report.prefix) == (layout, chosen)
-    assert report.dropped == report.unknown == ()
+    assert set(report.dropped) <= {'model.type', 'optimizer.state.0.step'} and not report.unknown
 
 
 def test_prefix_chooses():
@@ -99,6 +106,17 @@ def test_runs_of_mmengine_keep_the_average_as_state_dict():
     assert report.others == ('ema_state_dict',)
     load_weights(net, checkpoint, prefix='ema_state_dict')
     assert torch.equal(net.stem[0].conv.weight, raw.stem[0].conv.weight)
+
+
+@pytest.mark.parametrize('layout', [name for name in LAYOUTS if name != 'mmeffformer'])
+def test_tables_of_the_backbones_oblong_grid_are_not_resampled(layout):
+    square, net = build(1, bias_grid=6), build(2, bias_grid=(4, 9))
+    report = load_weights(net, as_layout(square, layout))
+    assert net.state_dict()[TABLE].equal(square.state_dict()[TABLE].view(8, 4, 9))
+    assert not report.resampled
+    refused(build(2), {key: value[:, :35] if value.shape[1:] == (36,) else value
+                       for key, value in as_layout(square, layout).items()},
+            r'shape \(8, 35\): expected .* build the backbone with its bias_grid=\(rows, cols\)')
 
 
 def test_report_counts_and_reads():
@@ -207,15 +225,37 @@ def test_incompatible_checkpoints_change_nothing():
     refused(net, changed(key=good[key].numpy()), f'{key} is a ndarray, expected a tensor')
     refused(net, changed(table=torch.ones(8, 50)), r'shape \(8, 50\): expected \(heads, n \* n\)')
     refused(net, changed(table=torch.ones(4, 49)), r'is \(4, 7, 7\) and should be \(8, 7, 7\)')
-    refused(net, {'a.b': torch.ones(1)}, 'no known layout; accepted are mmeffformer, official, '
-            'official-dense, mmpretrain, mmpretrain-dense, timm, transformers. It starts with a.b')
-    refused(net, {}, 'no known layout')
+    refused(net, {'a.b': torch.ones(1, 2), 'stem.conv1.weight': torch.ones(2)},
+            'no known layout; accepted are mmeffformer, official, official-dense, mmpretrain, '
+            'mmpretrain-dense, timm, transformers. Its 2 tensors are under a, stem, such as a.b '
+            r'\(1, 2\), stem.conv1.weight \(2,\)$')
+    refused(net, {'epoch': 3, 'model': {'depth': 2}}, 'has no tensors, only epoch, model.depth$')
+    refused(net, {}, 'has no tensors, only an empty dict$')
     refused(build(1, norm_cfg=dict(type='GN', num_groups=1)), good,
             r'45 of the keys are unexpected, first stem.norm1.running_mean, .*type BN or SyncBN')
     refused(torch.nn.Linear(2, 2), good, 'got a Linear; expected a backbone', TypeError)
 
 
 # Files
+
+@pytest.mark.parametrize('safe', [True, False])
+def test_split_files_of_save_pretrained(safe, tmp_path):
+    reference = transformers.EfficientFormerModel(transformers.EfficientFormerConfig(
+        depths=[1, 1, 1, 2], hidden_sizes=[8, 16, 24, 32], dim=32, num_meta3d_blocks=1))
+    reference.save_pretrained(tmp_path, max_shard_size='20KB', safe_serialization=safe)
+    files = sorted(tmp_path.glob('*-of-*'))
+    assert len(files) > 3
+    net = EfficientFormer(dict(SMALL, depths=(1, 1, 1, 2)), out_norm_cfg=None)
+    assert load_weights(net, tmp_path).layout == 'transformers'
+    assert net.stem[0].conv.weight.equal(reference.patch_embed.convolution1.weight)
+    files[1].unlink()
+    refused(net, tmp_path, f'{files[1].name}, but there is no such file', FileNotFoundError)
+    index, = tmp_path.glob('*.index.json')
+    index.write_text('{}')
+    refused(net, index, 'is not an index of weights: expected JSON with a weight_map')
+    index.unlink()
+    refused(net, tmp_path, 'the folder has no model.safetensors or pytorch', FileNotFoundError)
+
 
 def test_files_of_every_kind(tmp_path):
     source = build(1, out_norm_cfg=None)
