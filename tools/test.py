@@ -27,7 +27,7 @@ from mmeffformer.apis.tta import add_tta, check_tta
 from mmeffformer.datasets import check_dataset
 from mmeffformer.deploy.evaluation import ExportedModel
 from mmeffformer.deploy.runtimes import ExportedFile, SizeError
-from mmeffformer.engine.launch import exit_distributed, is_local_main_process
+from mmeffformer.engine.launch import exit_distributed
 from mmeffformer.engine.runner import Runner
 from mmeffformer.utils.config import dataset_metainfo
 from mmeffformer.utils.errors import TrainingStopped
@@ -121,7 +121,7 @@ def main():
         else:
             check_tta(runner.model)
             check_compatible(runner.model, args.checkpoint)
-        if not args.no_check and is_local_main_process(args.launcher):
+        if not args.no_check:  # by every process: what it builds may wait for the others
             runner.check_data(('test', ))
     if args.show_dir and runner.test_loop:  # whose visualizer has the data set's own palette
         runner.visualizer.dataset_meta |= dataset_metainfo(cfg)

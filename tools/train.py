@@ -14,7 +14,7 @@ from mmeffformer.apis.options import (
 )
 from mmeffformer.datasets import check_dataset
 from mmeffformer.engine.checkpoints import newest_checkpoint
-from mmeffformer.engine.launch import exit_distributed, is_local_main_process
+from mmeffformer.engine.launch import exit_distributed
 from mmeffformer.engine.runner import Runner
 from mmeffformer.utils.errors import TrainingStopped
 from mmeffformer.weights.compatibility import check_compatible
@@ -78,7 +78,7 @@ def main():
         runner = Runner.from_cfg(cfg)
         if checkpoint:
             check_compatible(runner.model, checkpoint)
-        if not args.no_check and is_local_main_process(args.launcher):
+        if not args.no_check:  # by every process: what it builds may wait for the others
             runner.check_data(('train', 'val'))
     with exit_on_error(TrainingStopped):
         runner.train()

@@ -2,7 +2,6 @@
 import contextlib
 import copy
 import io
-import logging
 import os.path as osp
 import re
 import tempfile
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from mmcv.transforms import LoadAnnotations
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.registry import EVALUATOR, TRANSFORMS
 from mmengine.structures import InstanceData, PixelData
 from torch.utils.data import Dataset
@@ -122,6 +122,8 @@ def check_best_figures(cfg: Any, dataset: Dataset, key: str) -> Found:
     real = {name: value for name, value in figures.items() if np.isfinite(value) and value >= 0}
     if not figures and any(metric.get('format_only') for metric in metric_cfgs(cfg)):
         return [], [], [f'{key} only writes files (format_only)']
+    if not real and not any(len(boxes) for boxes, _ in truth.objects.values()):
+        return [], [f'{key} gives no figure: the data set has no object'], []
     if not real:
         return [f'{key} gives no figure for the ground truth as predictions ({figures or metrics}'
                 '): nothing in the data set can be evaluated'], [], []
@@ -225,9 +227,11 @@ def _compare_with_coco(metric: Any, objects: Dict[Any, Any], wrong: List[str],
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    logging.disable(logging.WARNING)
+    """Context manager: drop what metrics log and print."""
+    logger = MMLogger.get_current_instance()  # which logging.disable does not reach
+    handlers, logger.handlers = logger.handlers, []
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logger.handlers = handlers

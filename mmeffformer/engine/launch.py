@@ -45,12 +45,6 @@ def _exit_after_parent() -> None:
         os._exit(1)
 
 
-def is_local_main_process(launcher: str) -> bool:
-    """Return whether this process is the first one of its machine in a job of ``launcher``."""
-    variable = 'SLURM_LOCALID' if launcher == 'slurm' else 'LOCAL_RANK'
-    return os.environ.get(variable, '0') == '0'
-
-
 def start_on_cpus(cfg: Config) -> None:
     """Join the processes of a job on CPUs and set the model wrapper for CPUs in ``cfg``.
 

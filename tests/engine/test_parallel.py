@@ -16,7 +16,7 @@ from support.helpers import ROOT, run_code
 from torch import nn
 
 from mmeffformer import EfficientFormer, EfficientFormerV2
-from mmeffformer.engine.launch import DataParallelOnCPUs, is_local_main_process, start_on_cpus
+from mmeffformer.engine.launch import DataParallelOnCPUs, start_on_cpus
 
 GN = dict(type='GN', num_groups=1)
 TINY = dict(widths=(8, 8, 16, 16), depths=(1, 1, 1, 2), attention_blocks=(0, 0, 0, 1))
@@ -175,14 +175,6 @@ def test_start_on_cpus(monkeypatch, given, timeout):
 def test_invalid_timeout(timeout):
     with pytest.raises(ValueError, match='expected seconds, more than 0'):
         start_on_cpus(Config(dict(env_cfg=dict(dist_cfg=dict(timeout=timeout)))))
-
-
-def test_local_main_process(monkeypatch):
-    for launcher, variable in [('pytorch', 'LOCAL_RANK'), ('slurm', 'SLURM_LOCALID')]:
-        monkeypatch.delenv(variable, raising=False)
-        assert is_local_main_process(launcher)
-        monkeypatch.setenv(variable, '1')
-        assert not is_local_main_process(launcher)
 
 
 def test_exit_distributed_skips_exit_handlers_of_gloo_jobs_only(tmp_path):
