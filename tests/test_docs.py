@@ -115,6 +115,7 @@ def workspace(tmp_path_factory):
     """A folder with the files that the code on the pages reads, small or with random weights."""
     folder = tmp_path_factory.mktemp('docs')
     write_coco(folder / 'data/shapes', train=2, val=1, size=(64, 64), progress=False)
+    write_coco(folder / 'photos', train=6, val=2, size=(64, 64), progress=False)
     (folder / 'retinanet.py').write_text(
         "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n")
     network = mmeffformer.EfficientFormer('l1', out_norm_cfg=None)

@@ -116,13 +116,13 @@ def main():
             cfg.load_from = require_file(args.checkpoint, 'checkpoint')
         prepare_config(cfg, args)
         runner = Runner.from_cfg(cfg)
+        if not args.no_check:  # by every process: what it builds may wait for the others
+            runner.check_data(('test', ))
         if args.model:
             runner.model = ExportedModel(unwrap_model(runner.model), exported)
         else:
             check_tta(runner.model)
             check_compatible(runner.model, args.checkpoint)
-        if not args.no_check:  # by every process: what it builds may wait for the others
-            runner.check_data(('test', ))
     if args.show_dir and runner.test_loop:  # whose visualizer has the data set's own palette
         runner.visualizer.dataset_meta |= dataset_metainfo(cfg)
     if args.out:

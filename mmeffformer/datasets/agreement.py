@@ -123,10 +123,12 @@ def check_batches(model: nn.Module, loader: DataLoader, source: Any, samples: Se
 def check_loader(loader: DataLoader, key: str) -> Iterator[str]:
     """Yield whether a loader has no batch."""
     batches = loader.batch_sampler
-    state = vars(getattr(batches, 'sampler', batches)).values()
-    # A sampler without end keeps a generator, which a look would advance.
-    if batches is not None and not any(map(isgenerator, state)) and (
-            next(iter(batches), None) is None):
+    if batches is None or any(map(isgenerator, vars(batches.sampler).values())):
+        return  # a sampler that has no end
+    data = [loader.dataset, getattr(loader.dataset, 'dataset', None)]
+    # Some keep samples for the next batch. A copy does that here, without copying the data.
+    batches = copy.deepcopy(batches, {id(each): each for each in data})
+    if next(iter(batches), None) is None:
         yield (f'{key} has no batch: {len(loader.dataset)} samples are fewer than batch_size, and '
                'drop_last=True leaves them out. Use a smaller batch_size or drop_last=False')
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.runner import Runner
 from support import broken
 from support.broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file, config_of
 
@@ -323,6 +324,16 @@ def test_no_whole_batch(drawn):
     assert error.startswith('train_dataloader has no batch: 6 samples are fewer than batch_size')
     cfg.train_dataloader.sampler.type = 'InfiniteSampler'
     assert check(cfg, 'train').errors == []
+
+
+def test_loader_keeps_its_order(drawn):
+    cfg = config_of(drawn / 'coco')
+    cfg.train_dataloader.update(batch_size=4, sampler=dict(type='DefaultSampler', shuffle=False),
+                                batch_sampler=dict(type='AspectRatioBatchSampler'))
+    init_default_scope('mmdet')
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    assert check(cfg, 'train', loaders=dict(train=lambda: loader)).errors == []
+    assert [*loader.batch_sampler] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_one_folder_of_masks_for_all_splits(ade20k):

@@ -59,7 +59,7 @@ def test_recipe_from_published_weights_to_miou(repo_root, tmp_path):
         'tools/train.py', CONFIG, '--data-root', data, '--work-dir', work_dir, '--cfg-options',
         'train_cfg.max_iters=2', 'train_dataloader.batch_size=1',
         'default_hooks.logger.interval=1', 'randomness.seed=0', env={'TORCH_HOME': str(tmp_path)})
-    assert 'layout mmpretrain' in printed
+    assert 'layout transformers' in printed
     assert 'bias tables resampled from 7 x 7 to 16 x 16' in printed
     first, second, last = scalars(work_dir)
     # An untrained head gives 150 classes about the same probability. Padding, at most two thirds
