@@ -1,10 +1,8 @@
 """Checks that the model, the data sets and the loaders of a config agree."""
 import copy
-from inspect import isgenerator
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,14 +18,6 @@ class Head(NamedTuple):
     classes: int
     ignored: Optional[int]  # label that its loss ignores
     module: nn.Module
-
-
-def build_model(cfg: Any) -> nn.Module:
-    """Build the model of a config, with its preprocessor, as the Runner does."""
-    model = dict(cfg['model'])
-    if cfg.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', cfg['data_preprocessor'])
-    return MODELS.build(model)
 
 
 def heads_of(model: nn.Module) -> List[Head]:
@@ -78,13 +68,14 @@ def check_palette(classes: Optional[Sequence[str]], palette: Any, key: str) -> I
         yield f'{key}: metainfo.palette has {len(palette)} colours for {len(classes)} classes'
 
 
-def check_batches(model: nn.Module, loader: DataLoader, source: Any, samples: Sequence[Sample],
-                  key: str, training: bool) -> Iterator[str]:
+def check_batches(model: nn.Module, loader: DataLoader, batch_size: int, source: Any,
+                  samples: Sequence[Sample], key: str, training: bool) -> Iterator[str]:
     """Yield why the model cannot take the batches of a loader.
 
     Args:
         model: The model of the config.
         loader: The loader of the config.
+        batch_size: Its batch size in the config; a loader of mmengine does not have it.
         source: The data set that ``samples`` come from.
         samples: Its samples.
         key: Name of the loader in the config.
@@ -95,13 +86,13 @@ def check_batches(model: nn.Module, loader: DataLoader, source: Any, samples: Se
         if len(sample.size) == 3:
             sizes.setdefault(sample.size, sample)
     batches = [[sample] for sample in {size[0]: sample for size, sample in sizes.items()}.values()]
-    if loader.batch_size != 1:
+    if batch_size > 1:
         batches += [same for channels in {size[0] for size in sizes}
                     if len(same := [sizes[size] for size in sizes if size[0] == channels][:2]) > 1]
     stem = next((module for module in getattr(model, 'backbone', nn.Module()).modules()
                  if isinstance(module, nn.Conv2d)), None)
     preprocessor = copy.deepcopy(model.data_preprocessor)
-    preprocessor.batch_augments = None  # some need a training that runs
+    preprocessor.batch_augments = None  # some draw from a training run in progress
     for batch in batches:
         names = ' and '.join(f'{sample.name} {sample.size}' for sample in batch)
         try:
@@ -123,12 +114,12 @@ def check_batches(model: nn.Module, loader: DataLoader, source: Any, samples: Se
 def check_loader(loader: DataLoader, key: str) -> Iterator[str]:
     """Yield whether a loader has no batch."""
     batches = loader.batch_sampler
-    if batches is None or any(map(isgenerator, vars(batches.sampler).values())):
-        return  # a sampler that has no end
     data = [loader.dataset, getattr(loader.dataset, 'dataset', None)]
-    # Some keep samples for the next batch. A copy does that here, without copying the data.
-    batches = copy.deepcopy(batches, {id(each): each for each in data})
-    if next(iter(batches), None) is None:
+    try:  # on a copy, as some keep samples for the next batch; the data is not copied
+        batches = copy.deepcopy(batches, {id(each): each for each in data})
+    except TypeError:  # a generator, as samplers without end have
+        return
+    if batches is not None and next(iter(batches), None) is None:
         yield (f'{key} has no batch: {len(loader.dataset)} samples are fewer than batch_size, and '
                'drop_last=True leaves them out. Use a smaller batch_size or drop_last=False')
 

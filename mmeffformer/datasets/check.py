@@ -9,12 +9,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 import numpy as np
 import torch
 from mmengine import DefaultScope
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..utils.config import model_cfg
 from .agreement import (
-    build_model,
     check_batches,
     check_heads,
     check_loader,
@@ -67,7 +68,7 @@ def check_data(cfg: Any, splits: Sequence[str] = ('train', 'val'), limit: Option
     report, seen = Report(), []
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), _kept_random_states():
         try:
-            model = model or build_model(cfg)
+            model = model or MODELS.build(model_cfg(cfg))
         except Exception as error:  # any that a part may have
             report.errors.append(explain('the model cannot be built', error))
             return report
@@ -120,7 +121,8 @@ def _check_split(cfg: Any, split: str, loader: DataLoader, model: nn.Module,
                          min(limit or len(source), len(source)))
         _report_samples(samples, meta.get('classes') or (), key, split == 'train',
                         len(samples) == len(source), report)
-        report.errors += check_batches(model, loader, source, samples, key, split == 'train')
+        report.errors += check_batches(model, loader, cfg[key].get('batch_size', 1), source,
+                                       samples, key, split == 'train')
     evaluator = cfg.get(f'{split}_evaluator')
     if split == 'train' or not evaluator:
         return
@@ -144,12 +146,13 @@ def _report_samples(samples: Sequence[Sample], classes: Sequence[str], key: str,
     report.errors += broken[:SHOWN]
     if len(broken) > SHOWN:
         report.errors.append(f'{key}: and {len(broken) - SHOWN:,} more samples')
-    left = sum((sample.left for sample in samples), Counter())
+    known = [sample.left for sample in samples if sample.left is not None]
+    left = sum(known, Counter())
     reasons = sum((sample.reasons for sample in samples), Counter())
     usable = {label: number for label, number in left.items() if 0 <= label < len(classes)}
     report.notes.append(f'{key}: {len(samples):,} samples; ' + ', '.join(
         f'{classes[label]} {number:,}' for label, number in sorted(usable.items())))
-    if not training or not classes:
+    if not (training and classes and known):
         return
     if not usable:
         why = f' ({_listed(reasons)})' if reasons else ''

@@ -20,7 +20,7 @@ from torchvision.ops import box_iou
 
 from .traced import explain, leaves
 
-FIGURE = re.compile('(AP|AP_?50|AP_?75|AP[50@. ]+|IoU|Acc|Dice|Fscore|PQ)$')
+FIGURE = re.compile(r'(AP[_@]?\d*|IoU|Acc|Dice|Fscore|PQ)$')
 LIMIT = 1000  # images; a larger split is evaluated by tools/check_data.py only
 
 
@@ -72,7 +72,7 @@ def truth_samples(dataset: Dataset) -> Iterator[Any]:
 
 def as_predictions(sample: Any, classes: int) -> Any:
     """Add the ground truth of a data sample to it as predictions, with scores of 1."""
-    if 'gt_instances' in sample:
+    if 'gt_instances' in sample and 'bboxes' in sample.gt_instances:
         for name in ('gt_instances', 'ignored_instances'):
             if name in sample and 'bboxes' in (instances := getattr(sample, name)):
                 boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
@@ -109,14 +109,20 @@ def check_best_figures(cfg: Any, dataset: Dataset, key: str) -> Found:
     with tempfile.TemporaryDirectory() as folder, _quietly():
         try:
             evaluator = build_evaluator(cfg, folder)
-            metrics = truth.evaluate(evaluator, dataset)
         except Exception as error:  # any that a metric may have
-            if isinstance(error, KeyError) and str(error.args[0]).startswith('pred_'):
-                return [], [], [f'{key} is not checked: it needs predictions of another kind '
-                                f'({error.args[0]})']
+            return [explain(f'{key} cannot be built', error)], [], []
+        try:
+            metrics = truth.evaluate(evaluator, dataset)
+        except Exception as error:
+            # The ground truth cannot stand for all that a model predicts.
+            if str(error).startswith("'pred_") or not all(
+                    type(metric).__module__.startswith(('mmdet.', 'mmseg.'))
+                    for metric in evaluator.metrics):
+                return [], [], [explain(f'{key} is not checked: it needs other predictions than '
+                                        'boxes, masks and label maps', error)]
             return [explain(f'{key} fails on the ground truth of the data set', error)], [], []
     if metrics is None:
-        return [], [], [f'{key} is not checked: the data set has no ground truth']
+        return [], [], [f'{key} is not checked: the data set has no boxes, masks or label maps']
     figures = {name: float(value) for name, value in metrics.items()
                if FIGURE.search(name) and np.isscalar(value)}
     real = {name: value for name, value in figures.items() if np.isfinite(value) and value >= 0}
@@ -136,13 +142,19 @@ def check_best_figures(cfg: Any, dataset: Dataset, key: str) -> Found:
     wrong, legal = truth.reasons(evaluator)
     if legal and not wrong:
         return [], ['. '.join([f'{text}: the best that this evaluator can give', *legal])], []
+    files = _different_files(cfg, dataset, key)
+    return ['. '.join([text, *(wrong or ['No reason was found']), *files])], [], []
+
+
+def _different_files(cfg: Any, dataset: Dataset, key: str) -> Iterator[str]:
+    """Yield whether the annotation file of an evaluator is another one than the data set's."""
     named = sorted({str(metric['ann_file']) for metric in metric_cfgs(cfg)
                     if metric.get('ann_file')})
     own = sorted({str(leaf.ann_file) for leaf in leaves(dataset)
                   if getattr(leaf, 'ann_file', None)})
-    files = ([f'{key}.ann_file is {", ".join(named)}; the ann_file of its data set is '
-              f'{", ".join(own)}'] if named and named != own else [])
-    return ['. '.join([text, *(wrong or ['No reason was found']), *files])], [], []
+    if named and named != own:
+        yield (f'{key}.ann_file is {", ".join(named)}; the ann_file of its data set is '
+               f'{", ".join(own)}')
 
 
 class Truth:

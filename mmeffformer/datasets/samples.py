@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mmcv.transforms import LoadAnnotations
 from mmengine.dataset import BaseDataset, Compose
+from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from .repeatable import seed_all
@@ -142,7 +143,7 @@ class Sample:
     error: str = ''
     size: Tuple[int, ...] = ()  # of the input: channels, height, width
     given: int = 0  # objects in the annotations
-    left: Counter = field(default_factory=Counter)  # label -> objects, or label maps that have it
+    left: Optional[Counter] = None  # label -> objects, or label maps that have it
     reasons: Counter = field(default_factory=Counter)  # transform -> objects it left out
 
 
@@ -169,7 +170,9 @@ class SampleReader(Dataset):
         sample = Sample(index, f'sample {index}')
         try:
             packed = self._prepare(index, sample)
-            if packed is not None:
+            if packed is None:  # the pipeline leaves the sample out
+                sample.left = Counter()
+            elif isinstance(packed, dict):
                 self._inspect(packed, sample)
         except SampleError as error:
             sample.error = str(error)
@@ -213,6 +216,7 @@ class SampleReader(Dataset):
             sample.size = tuple(inputs.shape)
             if inputs.is_floating_point() and not inputs.isfinite().all():
                 sample.error = f'{sample.name}: the image has values that are not finite'
+        truth = truth if isinstance(truth, BaseDataElement) else BaseDataElement()  # of one image
         if 'gt_instances' in truth and 'bboxes' in truth.gt_instances:
             boxes = truth.gt_instances.bboxes
             boxes = getattr(boxes, 'tensor', boxes)
@@ -221,9 +225,11 @@ class SampleReader(Dataset):
                 sample.error = f'{sample.name}: a box is not finite: {boxes.tolist()}'
         elif 'gt_sem_seg' in truth:
             sample.left = Counter(truth.gt_sem_seg.data.unique().tolist())
+        elif 'gt_label' in truth:  # of mmpretrain
+            sample.left = Counter(truth.gt_label.tolist())
         classes = self.labels.classes
-        wrong = [value for value in sample.left if classes and value not in self.labels.ignored
-                 and not 0 <= value < classes]
+        wrong = [value for value in sample.left or () if classes and not 0 <= value < classes
+                 and value not in self.labels.ignored]
         if wrong:
             sample.error = (
                 f'{sample.name}: label values {sorted(wrong)[:5]} are neither classes (0 to '
@@ -232,8 +238,9 @@ class SampleReader(Dataset):
 
 def _count(data: dict, count: int) -> int:
     """Return the number of objects that training uses; ``count`` where there is no such list."""
-    if 'data_samples' in data and 'gt_instances' in data['data_samples']:
-        return len(data['data_samples'].gt_instances)
+    truth = data.get('data_samples')
+    if isinstance(truth, BaseDataElement) and 'gt_instances' in truth:
+        return len(truth.gt_instances)
     if 'gt_bboxes_labels' in data:
         return int((~np.asarray(data.get('gt_ignore_flags', False), bool)
                     * np.ones(len(data['gt_bboxes_labels']), bool)).sum())

@@ -124,6 +124,8 @@ class Runner(_Runner):
             loaders=dict(train=lambda: self.train_loop.dataloader,
                          val=lambda: self.val_loop.dataloader,
                          test=lambda: self.test_loop.dataloader))
+        for text in report.notes:
+            self.logger.info(text)
         for text in report.warnings:
             self.logger.warning(text)
         if report.errors:

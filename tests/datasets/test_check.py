@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS, MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
 from support import broken
 from support.broken import ANNOTATIONS, IMAGES, LABEL_MAPS, break_file, config_of
 
 from mmeffformer.datasets import check_data
-from mmeffformer.datasets.agreement import build_model
+from mmeffformer.utils.config import model_cfg
 
 VAL = 'instances_val.json'
 TRAIN = 'instances_train.json'
@@ -41,7 +42,7 @@ def check(cfg, *splits, **options):
     scope = cfg.default_scope
     init_default_scope(scope)
     if 'model' not in options:
-        options['model'] = models.get(scope) or build_model(cfg)
+        options['model'] = models.get(scope) or MODELS.build(model_cfg(cfg))
         models[scope] = options['model']
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -298,6 +299,61 @@ def test_images_of_several_sizes(ade20k):
     error, = check(cfg, 'train', model=None).errors
     assert 'model.data_preprocessor fails on' in error
     assert error.endswith('Set its size or size_divisor, or use batch_size=1')
+
+
+def test_images_of_several_sizes_one_by_one(ade20k):
+    path = ade20k / 'images/validation/ADE_val_00000001.jpg'
+    labels = ade20k / 'annotations/validation/ADE_val_00000001.png'
+    for file in (path, labels):
+        cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_UNCHANGED)[:33])
+    cfg = config_of(ade20k)
+    assert check(cfg, 'val').errors == []
+    cfg.val_dataloader.batch_size = 2
+    error, = check(cfg, 'val').errors
+    assert 'The image size in a batch should be the same' in error
+
+
+def test_metric_that_needs_other_predictions(coco):
+    @METRICS.register_module(force=True)
+    class Speed(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results.append(data_samples[0]['seconds'])
+
+        def compute_metrics(self, results):
+            return dict(seconds=sum(results))
+
+    cfg = config_of(coco)
+    cfg.val_evaluator = dict(type='mmengine.Speed')
+    report = check(cfg, 'val')
+    assert report.errors == [] and report.notes[-1].startswith('val_evaluator is not checked: ')
+    assert report.notes[-1].endswith("the key 'seconds' is missing")
+
+
+def test_samples_of_other_tasks(tmp_path):
+    """Classes of images are counted, and what is unknown is left alone."""
+    for name in ('cat', 'dog'):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / '1.jpg'), np.zeros((32, 32, 3), np.uint8))
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    cfg = Config(dict(
+        default_scope='mmpretrain',
+        model=dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18),
+                   head=dict(type='LinearClsHead', num_classes=2, in_channels=512),
+                   data_preprocessor=dict(type='ClsDataPreprocessor')),
+        train_dataloader=dict(batch_size=2, sampler=dict(type='DefaultSampler', shuffle=True),
+                              dataset=dict(type='CustomDataset', data_root=str(tmp_path),
+                                           with_label=True, pipeline=pipeline))))
+    report = check(cfg, 'train', model=None)
+    assert report.errors == [] and report.notes == ['train_dataloader: 2 samples; cat 1, dog 1']
+    pipeline[1]['type'] = 'mmengine.PackNothing'
+    cfg.train_dataloader.dataset.pipeline = pipeline
+
+    @TRANSFORMS.register_module(force=True)
+    class PackNothing:
+        def __call__(self, data):
+            return dict(inputs=torch.zeros(3, 32, 32), data_samples=None)
+
+    assert check(cfg, 'train', model=None).errors == []
 
 
 def test_augmentation_of_batches_that_needs_a_training(drawn):
