@@ -210,6 +210,13 @@ def test_left_out_objects_are_counted_by_reason(coco):
     assert 'LoadAnnotations: 3, FilterAnnotations: ' in report.warnings[0]
 
 
+def test_broken_annotation_file_is_named(coco):
+    path = coco / 'annotations' / TRAIN
+    path.write_text(path.read_text()[:100])
+    error, = check(config_of(coco), 'train').errors
+    assert error.startswith(f'train_dataloader.dataset cannot be built from {path}: JSONDecodeError')
+
+
 def test_no_image_of_the_chosen_class(coco):
     edit(coco, TRAIN, lambda content: content.update(annotations=[
         item for item in content['annotations'] if item['category_id'] != 4]))
