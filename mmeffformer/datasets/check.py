@@ -96,7 +96,8 @@ def _report_listings(listings: Sequence[Listing], key: str, report: Report,
     errors = [f'{key}: {text}' for listing in listings for text in listing.errors()]
     if error is not None and not errors:
         file = vars(listings[-1].dataset).get('ann_file') if listings else None
-        errors = [explain(f'{key}.dataset cannot be built{f" from {file}" if file else ""}', error)]
+        origin = f' from {file}' if file else ''
+        errors = [explain(f'{key}.dataset cannot be built{origin}', error)]
     report.errors += errors
     report.warnings += [f'{key}: {text}' for listing in listings
                         for text in listing.warnings(SHARE)]

@@ -214,7 +214,7 @@ def test_broken_annotation_file_is_named(coco):
     path = coco / 'annotations' / TRAIN
     path.write_text(path.read_text()[:100])
     error, = check(config_of(coco), 'train').errors
-    assert error.startswith(f'train_dataloader.dataset cannot be built from {path}: JSONDecodeError')
+    assert error.startswith(f'train_dataloader.dataset cannot be built from {path}: JSONDecode')
 
 
 def test_no_image_of_the_chosen_class(coco):
