@@ -1,24 +1,45 @@
 """RoIAlign by average.
 
+A bin of RoIAlign is a weighted sum of pixels. On CPUs ``embedding_bag`` computes such sums of rows
+of channels with all threads, several times as fast as torchvision's operator and nearer to
+float64. A bin's weights are products of weights along y and along x.
+
 Difference from mmcv's compiled operator: RoIs of negative size are accepted on the CPU too, with
 the result of the compiled CUDA operator.
+
+Shapes: N images, R RoIs, P bins along an axis, K pixels of a bin along an axis.
 """
+from typing import Iterator, NamedTuple, Tuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .common import missing_operator, widen
 
 _tv = torch.ops.torchvision
 
+WEIGHTED_SUMS = True  # False: torchvision's operator on CPUs as well
+MIN_CHANNELS = 8  # torchvision's operator is faster for maps of fewer channels
+MAX_PIXELS = 2 ** 22  # of the bins that are computed together, about 40 bytes each
 
-def _clip_sizes(rois: Tensor, sampling_ratio: int) -> Tensor:
-    """Make negative sizes 0 where the size sets the number of samples.
 
-    torchvision's CPU kernel cannot allocate a negative number of samples.
-    """
-    if sampling_ratio > 0:
-        return rois
-    return torch.cat([rois[:, :3], torch.maximum(rois[:, 3:], rois[:, 1:3])], 1)
+class _Bins(NamedTuple):
+    """The pixels of the bins of some RoIs, bin after bin."""
+
+    rois: slice
+    bins: Tensor  # of each pixel, int32
+    pixels: Tensor  # index of each among the pixels of all images, int32
+    weights: Tensor  # of each pixel
+    starts: Tensor  # index of each bin's first pixel, int32
+
+
+class _Axis(NamedTuple):
+    """The pixels of bins along one axis."""
+
+    first: Tensor  # (R, P), int32
+    counts: Tensor  # (R, P), int32
+    weights: Tensor  # of the pixels from the first on (R, P, K), float64
 
 
 def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor,
@@ -28,7 +49,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
     """Write the mean of bilinear samples of each bin into ``output``.
 
     Args:
-        input: (N, C, H, W).
+        input: (N, C, H, W), fastest in channels_last.
         rois: (R, 5), image index and x1, y1, x2, y2 in px of the original image.
         output: (R, C, h, w) for the result.
         argmax_y, argmax_x: Scratch of the compiled operator, not used.
@@ -45,8 +66,15 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
     if pool_mode != 1:
         raise missing_operator("roi_align_forward with pool_mode='max'")
     features, rois = widen(input, rois)
-    output.copy_(_tv.roi_align(features, _clip_sizes(rois, sampling_ratio), spatial_scale,
-                               aligned_height, aligned_width, sampling_ratio, aligned))
+    size = aligned_height, aligned_width
+    if not _by_weighted_sums(features):
+        output.copy_(_tv.roi_align(features, _clip_sizes(rois, sampling_ratio), spatial_scale,
+                                   *size, sampling_ratio, aligned))
+        return
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+    for part in _bins(rois, input.shape, size, spatial_scale, sampling_ratio, aligned):
+        sums = _weighted_sums(part.pixels, rows, part.starts, part.weights)
+        output[part.rois] = sums.view(-1, *size, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor,
@@ -55,6 +83,117 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
                        aligned: bool) -> None:
     """Write the gradient of :func:`roi_align_forward` into ``grad_input`` (N, C, H, W)."""
     grad, rois = widen(grad_output, rois)
-    grad_input.copy_(_tv._roi_align_backward(
-        grad, _clip_sizes(rois, sampling_ratio), spatial_scale, aligned_height, aligned_width,
-        *grad_input.shape, sampling_ratio, aligned))
+    size = aligned_height, aligned_width
+    if not _by_weighted_sums(grad):
+        grad_input.copy_(_tv._roi_align_backward(
+            grad, _clip_sizes(rois, sampling_ratio), spatial_scale, *size, *grad_input.shape,
+            sampling_ratio, aligned))
+        return
+    images, channels, height, width = grad_input.shape
+    total = grad.new_zeros(images * height * width, channels)
+    # A pixel's gradient is the weighted sum of the gradients of the bins that it is in.
+    for part in _bins(rois, grad_input.shape, size, spatial_scale, sampling_ratio, aligned):
+        rows = grad[part.rois].permute(0, 2, 3, 1).reshape(-1, channels)
+        order, counts = part.pixels.argsort(), part.pixels.bincount(minlength=len(total))
+        total += _weighted_sums(part.bins[order], rows, (counts.cumsum(0) - counts).int(),
+                                part.weights[order])
+    grad_input.copy_(total.view(images, height, width, channels).permute(0, 3, 1, 2))
+
+
+def _by_weighted_sums(features: Tensor) -> bool:
+    return (WEIGHTED_SUMS and features.device.type == 'cpu'
+            and features.shape[1] >= MIN_CHANNELS)
+
+
+def _weighted_sums(indices: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sums of rows of all bins (bins, C)."""
+    return F.embedding_bag(indices, rows, starts, mode='sum', per_sample_weights=weights)
+
+
+def _clip_sizes(rois: Tensor, sampling_ratio: int) -> Tensor:
+    """Make negative sizes 0 where the size sets the number of samples.
+
+    torchvision's CPU kernel cannot allocate a negative number of samples.
+    """
+    if sampling_ratio > 0:
+        return rois
+    return torch.cat([rois[:, :3], torch.maximum(rois[:, 3:], rois[:, 1:3])], 1)
+
+
+def _bins(rois: Tensor, shape: torch.Size, size: Tuple[int, int], scale: float, ratio: int,
+          aligned: bool) -> Iterator[_Bins]:
+    """Yield the bins of all RoIs, some RoIs at a time.
+
+    Args:
+        rois, scale, ratio, aligned: As in :func:`roi_align_forward`.
+        shape: (N, C, H, W) of the map.
+        size: Bins along y and along x.
+    """
+    if not len(rois):
+        return
+    start, end = (rois[:, i:i + 2] * scale - (.5 if aligned else 0) for i in (1, 3))
+    extent = end - start if aligned else (end - start).clamp(min=1)
+    y, x = (_axis(start[:, i], extent[:, i], size[1 - i], shape[3 - i], ratio) for i in (1, 0))
+    first = (rois[:, :1].int() * shape[2] + y.first)[:, :, None] * shape[3] + x.first[:, None]
+    counts = y.counts[:, :, None] * x.counts[:, None]
+    chunks = counts.flatten(1).sum(1).cumsum(0) // MAX_PIXELS
+    end_of_part = 0
+    for length in chunks.unique_consecutive(return_counts=True)[1].tolist():
+        part = slice(end_of_part, end_of_part + length)
+        end_of_part = part.stop
+        number = counts[part].flatten()
+        starts = number.cumsum(0, dtype=torch.int32) - number
+        bins = torch.repeat_interleave(number)
+        position = torch.arange(len(bins), dtype=torch.int32) - starts.index_select(0, bins)
+        columns = x.counts[part, None].expand_as(counts[part]).flatten().index_select(0, bins)
+        row = position // columns
+        column = position - row * columns
+        pixels = first[part].flatten().index_select(0, bins) + row * shape[3] + column
+        weights = (_pixel_weights(y.weights[part].unsqueeze(2), counts[part], bins, row)
+                   * _pixel_weights(x.weights[part].unsqueeze(1), counts[part], bins, column))
+        yield _Bins(part, bins, pixels, weights.to(rois.dtype), starts)
+
+
+def _pixel_weights(weights: Tensor, counts: Tensor, bins: Tensor, index: Tensor) -> Tensor:
+    """Return the weight along one axis of each pixel.
+
+    Args:
+        weights: (R, h, 1, K) along y or (R, 1, w, K) along x.
+        counts: (R, h, w).
+        bins, index: Bin of each pixel, and its index among the bin's on the axis.
+    """
+    axis = weights.shape[:3]
+    start = torch.arange(axis.numel(), dtype=torch.int32).view(axis) * weights.shape[3]
+    start = start.expand_as(counts).flatten().index_select(0, bins)
+    return weights.flatten().index_select(0, start + index)
+
+
+def _axis(start: Tensor, size: Tensor, bins: int, length: int, ratio: int) -> _Axis:
+    """Return the bins of RoIs on an axis of ``length`` pixels.
+
+    A sample beyond the map has the value of the border up to a pixel away, and 0 farther away.
+
+    Args:
+        start, size: In px of the map (R,).
+        ratio: Samples per bin; 0: one per pixel, rounded up.
+    """
+    samples = torch.full_like(size, ratio) if ratio > 0 else (size / bins).ceil().clamp(min=0)
+    start, samples = start.double()[:, None], samples.double()[:, None]
+    step = size.double()[:, None] / bins / samples.clamp(min=1)
+    before = torch.arange(bins) * samples + .5  # samples before the middle of a bin's first one
+    # Samples before the map are skipped, so that its size bounds the memory.
+    skipped = torch.where(step > 0, (-1 - start) / step - before - 1, 0).ceil().clamp(min=0)
+    most = int(samples.nan_to_num().clamp(1, 2 * length + 6).max())
+    number = skipped[..., None] + torch.arange(most)
+    at = start[..., None] + (before[..., None] + number) * step[..., None]
+    valid = (number < samples[..., None]) & (at >= -1) & (at <= length)
+    at = torch.where(valid, at, 0).clamp(0, length - 1)
+    low = at.floor()
+    first = torch.where(valid, low, length).amin(2)
+    slot = torch.where(valid, low - first[..., None], 0).long()
+    share = valid / samples.clamp(min=1)[..., None]
+    weights = at.new_zeros(*first.shape, int(slot.max()) + 2)
+    weights.scatter_add_(2, slot, (1 - at + low) * share)
+    weights.scatter_add_(2, slot + 1, (at - low) * share)
+    counts = ((weights != 0) * torch.arange(1, weights.shape[2] + 1)).amax(2)
+    return _Axis(first.int(), counts.int(), weights)

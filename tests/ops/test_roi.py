@@ -1,8 +1,10 @@
 """RoIAlign of ``mmcv.ops`` against loops."""
 import math
+import sys
 
 import pytest
 import torch
+import torchvision
 from mmcv.ops import RoIAlign
 from support.operators import (
     assert_half_precision,
@@ -53,15 +55,17 @@ def reference_roi_align(features, rois, size, scale, ratio, aligned):
     return torch.stack(result).view(len(rois), *size, -1).permute(0, 3, 1, 2)
 
 
+# On the CPU, few channels are left to torchvision.
+@pytest.mark.parametrize('channels', [3, 8])
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 1, 2])
-def test_roi_align(device, aligned, ratio):
+def test_roi_align(device, channels, aligned, ratio):
     pool = RoIAlign((2, 3), .5, ratio, 'avg', aligned)
     # Without alignment malformed RoIs count as one pixel.
     rois = ROIS if aligned else torch.cat([ROIS, ROIS[:1, [0, 3, 4, 1, 2]]])
     assert_same_with_grads(lambda x: pool(x, rois.to(device)),
                            lambda x: reference_roi_align(x, rois, (2, 3), .5, ratio, aligned),
-                           [rand(2, 3, 7, 9)], device, 1e-6)
+                           [rand(2, channels, 7, 9)], device, 1e-6)
 
 
 def test_roi_align_of_a_strided_input(device):
@@ -69,21 +73,22 @@ def test_roi_align_of_a_strided_input(device):
     assert_same_with_grads(
         lambda x: pool(x.transpose(2, 3).contiguous(), ROIS.to(device)).flip(2),
         lambda x: reference_roi_align(x.transpose(2, 3), ROIS, (3, 2), .5, 0, True).flip(2),
-        [rand(2, 2, 9, 7)], device, 1e-6)
+        [rand(2, 8, 9, 7)], device, 1e-6)
 
 
 def test_roi_align_without_rois(device):
-    features = leaf(rand(1, 2, 4, 4), device)
+    features = leaf(rand(1, 8, 4, 4), device)
     out = RoIAlign(3, 1., 0)(features, features.new_zeros(0, 5))
-    assert out.shape == (0, 2, 3, 3)
+    assert out.shape == (0, 8, 3, 3)
     out.sum().backward()
     assert not features.grad.any()
 
 
 # The compiled operator refuses RoIs of negative size on the CPU.
-def test_roi_align_of_malformed_rois(cuda_op_device):
+@pytest.mark.parametrize('channels', [2, 8])
+def test_roi_align_of_malformed_rois(cuda_op_device, channels):
     rois = torch.tensor([[0, 5., 5, 2, 1], [0, 5, 1, 2, 6], [0, 1, 1, 4, 5]]).to(cuda_op_device)
-    features = leaf(rand(1, 2, 8, 8).float(), cuda_op_device)
+    features = leaf(rand(1, channels, 8, 8).float(), cuda_op_device)
     out = RoIAlign(2, 1., 0)(features, rois)
     assert not out[:2].any()
     assert_same(out[2:], RoIAlign(2, 1., 0)(features, rois[2:]))
@@ -97,8 +102,66 @@ def test_roi_align_of_malformed_rois(cuda_op_device):
 @stand_ins_only
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_roi_align_of_half_precision(device, dtype):
-    assert_half_precision(lambda x: RoIAlign(2, .5, 2)(x, ROIS.round().to(x)), [rand(2, 3, 7, 9)],
+    assert_half_precision(lambda x: RoIAlign(2, .5, 2)(x, ROIS.round().to(x)), [rand(2, 8, 7, 9)],
                           dtype, device)
+
+
+def random_rois(count, side):
+    """Return RoIs (count, 5) of two images: of all sizes up to that of the map, and beyond."""
+    corners = rand(2, count, 2, seed=3, low=-.2 * side, high=1.2 * side).sort(0).values
+    image = torch.arange(count, dtype=torch.float64)[:, None] % 2
+    return torch.cat([image, *corners], 1)
+
+
+@stand_ins_only
+@pytest.mark.parametrize('size', [(7, 7), (3, 5)])
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_roi_align_agrees_with_torchvision(size, aligned, ratio):
+    rois, features = random_rois(50, 160), rand(2, 8, 32, 40)
+
+    def reference(x):
+        return torchvision.ops.roi_align(x, rois, size, .25, ratio, aligned)
+
+    assert_same_with_grads(lambda x: RoIAlign(size, .25, ratio, 'avg', aligned)(x, rois),
+                           reference, [features], 'cpu')
+
+
+@stand_ins_only
+def test_roi_align_is_nearer_to_float64_than_torchvision():
+    rois, features = random_rois(200, 1024).float(), rand(2, 16, 256, 256).float()
+    want = torchvision.ops.roi_align(features.double(), rois.double(), 7, .25, 0, True)
+    error = (RoIAlign(7, .25, 0)(features, rois) - want).abs().max()
+    of_torchvision = (torchvision.ops.roi_align(features, rois, 7, .25, 0, True) - want).abs()
+    assert error < 5e-6 < of_torchvision.max()
+
+
+@stand_ins_only
+def test_roi_align_of_some_rois_at_a_time(monkeypatch):
+    rois, features = random_rois(9, 40), rand(2, 8, 32, 40)
+    pool = RoIAlign(3, 1., 0)
+    monkeypatch.setattr(sys.modules['mmcv._ext.roi'], 'MAX_PIXELS', 500)
+    assert_same_with_grads(
+        lambda x: pool(x, rois), lambda x: torchvision.ops.roi_align(x, rois, 3, 1., 0, True),
+        [features], 'cpu')
+
+
+@stand_ins_only
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_roi_align_of_rois_far_beyond_the_map(ratio):
+    """Memory is bounded by the map, not by the RoI."""
+    rois = torch.tensor([[0, -1e7, -1e7, 1e7, 1e7], [0, 1e6, 2, 2e6, 9], [0, -9e8, 1, -1e8, 7],
+                         [0, 1, 2, 9, 8]])
+    out = RoIAlign(2, 1., ratio)(rand(1, 8, 8, 8).float(), rois)
+    assert out.isfinite().all() and not out[1:3].any() and out[3].any()
+    assert bool(out[0].any()) == (ratio == 0)  # two samples per bin miss the map
+
+
+@stand_ins_only
+def test_roi_align_of_rois_that_are_not_finite():
+    rois = torch.tensor([[0, float('nan'), 1, 5, 6], [0, 1, 1, 5, float('inf')], [0, 1, 2, 9, 8]])
+    out = RoIAlign(2, 1., 0)(rand(1, 8, 8, 8).float(), rois)
+    assert not out[:2].nan_to_num().any() and out[2].any()
 
 
 @stand_ins_only
