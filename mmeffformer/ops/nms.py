@@ -3,12 +3,17 @@
 Differences from mmcv's compiled operators: boxes of zero area do not overlap in Gaussian soft-NMS
 (compiled: NaN), and boxes of equal score may be ordered differently.
 """
+from typing import Sequence
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
 from .common import widen
+
+PIECE = 512  # boxes, from which on fewer comparisons outweigh one more call
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -24,7 +29,26 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     # The compiled operator compares in float32: an IoU of exactly 0.6 does not exceed 0.6.
-    return torchvision.ops.nms(boxes, scores, float(np.float32(iou_threshold)))
+    threshold = float(np.float32(iou_threshold))
+    if boxes.device.type != 'cpu' or len(boxes) < 2 * PIECE or threshold < 0:
+        return torchvision.ops.nms(boxes, scores, threshold)
+    keep = torch.cat([piece[torchvision.ops.nms(boxes[piece], scores[piece], threshold)]
+                      for piece in _pieces(boxes)]).sort().values
+    return keep[scores[keep].sort(descending=True, stable=True).indices]
+
+
+def _pieces(boxes: Tensor) -> Sequence[Tensor]:
+    """Return the indices of sets of boxes that overlap no box of another set.
+
+    Callers move the boxes of each class or level to a range of its own, and then suppress all
+    together: on a CPU most of the time would go into comparing boxes of different ranges.
+    """
+    left, order = boxes[:, 0].sort()
+    reach = boxes[order, 2].cummax(0).values
+    first = F.pad((left[1:] > reach[:-1]).nonzero()[:, 0] + 1, (1, 0))  # of each range
+    last_first = first[torch.searchsorted(first, torch.arange(len(boxes)), right=True) - 1]
+    pieces = order.split((last_first // PIECE).unique_consecutive(return_counts=True)[1].tolist())
+    return [piece.sort().values for piece in pieces]  # as they came, for boxes of equal score
 
 
 def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float,

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision
 from mmcv.ops import batched_nms, nms, soft_nms
 from support.operators import assert_same, stand_ins_only
 
@@ -61,6 +62,23 @@ def test_nms(device, offset, threshold):
     assert nms(*tensors, threshold, offset=offset, max_num=3)[1].tolist() == expected[:3]
     high = [i for i in expected if scores[i] > .4]
     assert nms(*tensors, threshold, offset=offset, score_threshold=.4)[1].tolist() == high
+
+
+@stand_ins_only
+@pytest.mark.parametrize('ranges', [1, 3, 400])
+def test_nms_of_ranges_that_do_not_overlap(monkeypatch, ranges):
+    generator = torch.Generator().manual_seed(0)
+    corner, size = torch.rand(2, 2500, 2, generator=generator) * 60
+    number = torch.randint(ranges, (2500, 1), generator=generator)
+    boxes = torch.cat([corner, corner + size], 1) + 121 * number
+    scores = torch.rand(2500, generator=generator).mul(50).round()  # many are equal
+    sizes, suppress = [], torchvision.ops.nms
+    expected = suppress(boxes, scores, .3)
+    monkeypatch.setattr(torchvision.ops, 'nms',
+                        lambda *args: sizes.append(len(args[0])) or suppress(*args))
+    kept = nms(boxes, scores, .3)[1]
+    assert kept.tolist() == expected.tolist()
+    assert len(sizes) == {1: 1, 3: 3, 400: 5}[ranges] and sum(sizes) == 2500
 
 
 @pytest.mark.parametrize('second, threshold, offset, kept', [
