@@ -8,14 +8,15 @@ earlier and always used. With the folder :data:`STARTUP` at the front of ``PYTHO
 interpreter calls :func:`install` as it starts.
 """
 import sys
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
-__all__ = ['STARTUP', 'diagnose', 'install']
+__all__ = ['STARTUP', 'diagnose', 'install', 'torchvision_only']
 
 _EXTENSION = 'mmcv._ext'
 _FOLDER = Path(__file__).parent
@@ -54,3 +55,20 @@ def diagnose() -> Tuple[str, str]:
         return 'broken', f'{type(error).__name__}: {error}'
     file = str(getattr(extension, '__file__', None))
     return 'torchvision' if file == _FILE else 'compiled', file
+
+
+@contextmanager
+def torchvision_only() -> Iterator[None]:
+    """Context manager: use torchvision's operators where this package has faster ones on CPUs.
+
+    Benchmarks compare with them. Compiled operators of mmcv stay in use.
+    """
+    if diagnose()[0] != 'torchvision':
+        yield
+        return
+    common = import_module(f'{_EXTENSION}.common')
+    common.FASTER = False
+    try:
+        yield
+    finally:
+        common.FASTER = True

@@ -4,6 +4,8 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+FASTER = True  # False: torchvision's operators wherever they can be used
+
 
 def widen(*tensors: Tensor) -> Tuple[Tensor, ...]:
     """Cast integers and half precision to float32, and all tensors to float64 if one has it."""

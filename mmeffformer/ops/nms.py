@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from . import common
 from .common import widen
 
 PIECE = 512  # boxes, from which on fewer comparisons outweigh one more call
@@ -30,7 +31,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     # The compiled operator compares in float32: an IoU of exactly 0.6 does not exceed 0.6.
     threshold = float(np.float32(iou_threshold))
-    if boxes.device.type != 'cpu' or len(boxes) < 2 * PIECE or threshold < 0:
+    if (not common.FASTER or boxes.device.type != 'cpu' or len(boxes) < 2 * PIECE
+            or threshold < 0):
         return torchvision.ops.nms(boxes, scores, threshold)
     keep = torch.cat([piece[torchvision.ops.nms(boxes[piece], scores[piece], threshold)]
                       for piece in _pieces(boxes)]).sort().values

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import common
 from .common import missing_operator, widen
 
 _tv = torch.ops.torchvision
 
-WEIGHTED_SUMS = True  # False: torchvision's operator on CPUs as well
 MIN_CHANNELS = 8  # torchvision's operator is faster for maps of fewer channels
 MAX_PIXELS = 2 ** 22  # of the bins that are computed together, about 40 bytes each
 
@@ -101,7 +101,7 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
 
 
 def _by_weighted_sums(features: Tensor) -> bool:
-    return (WEIGHTED_SUMS and features.device.type == 'cpu'
+    return (common.FASTER and features.device.type == 'cpu'
             and features.shape[1] >= MIN_CHANNELS)
 
 

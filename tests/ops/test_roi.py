@@ -15,6 +15,8 @@ from support.operators import (
     stand_ins_only,
 )
 
+from mmeffformer import ops
+
 ROIS = torch.tensor([
     [0, 1.3, 2.1, 12.7, 9.2],
     [1, -6.2, -5.1, 7.4, 8.3],  # crosses the upper left border
@@ -162,6 +164,17 @@ def test_roi_align_of_rois_that_are_not_finite():
     rois = torch.tensor([[0, float('nan'), 1, 5, 6], [0, 1, 1, 5, float('inf')], [0, 1, 2, 9, 8]])
     out = RoIAlign(2, 1., 0)(rand(1, 8, 8, 8).float(), rois)
     assert not out[:2].nan_to_num().any() and out[2].any()
+
+
+@stand_ins_only
+def test_torchvision_only():
+    rois, features = random_rois(9, 40).float(), rand(2, 8, 32, 40).float()
+    want = torchvision.ops.roi_align(features, rois, 7, 1., 0, True)
+    pool = RoIAlign(7, 1., 0)
+    assert not torch.equal(pool(features, rois), want)  # sums are rounded in another order
+    with ops.torchvision_only():
+        assert torch.equal(pool(features, rois), want)
+    assert not torch.equal(pool(features, rois), want)
 
 
 @stand_ins_only
