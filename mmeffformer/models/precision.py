@@ -35,20 +35,21 @@ def half_precision(model: nn.Module, dtype: str = 'bf16') -> nn.Module:
     Raises:
         ValueError: ``dtype`` is another one, or fp16 and the model is on a CPU.
     """
-    on_cpu = next(model.parameters()).device.type == 'cpu'
+    on_cpu = next(model.parameters(), torch.empty(0)).device.type == 'cpu'
     if dtype not in HALF or on_cpu and dtype == 'fp16':
         raise ValueError(f'dtype {dtype!r}: expected bf16, or fp16 for a model on a GPU')
     if on_cpu and not has_bf16():
         print_log('this CPU has no instructions for bfloat16, in which models are slower here '
                   'than in fp32', logger='current', level=logging.WARNING)
     for part in find_parts(model.eval()):
-        if not isinstance(part.forward, partial):
-            part.forward = partial(compute_in, HALF[dtype], part, part.forward)
+        if isinstance(part.forward, partial):
+            continue
+        part.forward = partial(compute_in, HALF[dtype], part, part.forward)
         for layer in part.modules():
             if type(layer) in LAYERS and layer.weight.dtype != HALF[dtype]:
                 layer.to(HALF[dtype])
-                # Some models call layers of their heads themselves, outside of autocast.
-                layer.register_forward_pre_hook(cast_inputs)
+        if hasattr(part, 'predict_by_feat'):
+            widen_outputs(part)
     return model
 
 
@@ -57,12 +58,28 @@ def find_parts(model: nn.Module) -> List[nn.Module]:
 
     These are its heads and its children that contain none, or itself if it has no backbone.
     """
-    if not hasattr(model, 'backbone'):
-        return [model]
-    heads = [module for module in model.modules() if hasattr(module, 'predict_by_feat')]
-    others = [child for child in model.children()
-              if not {*heads} & {*child.modules()} and not isinstance(child, BaseDataPreprocessor)]
-    return [part for part in heads + others if [*part.parameters()]]
+    parts = [model]
+    if hasattr(model, 'backbone'):
+        parts = [module for module in model.modules() if hasattr(module, 'predict_by_feat')]
+        heads = {*parts}
+        parts += [child for child in model.children() if not heads & {*child.modules()}
+                  and not isinstance(child, BaseDataPreprocessor)]
+    return [part for part in parts if [*part.parameters()]]
+
+
+def widen_outputs(head: nn.Module) -> None:
+    """Let the layers of a head return float32, except those followed by a norm or an activation.
+
+    Heads add coordinates to what the layers return, or exponentiate it. Some models also call
+    the layers themselves, outside of autocast.
+    """
+    from mmcv.cnn import ConvModule  # slow to import
+    hidden = {module.conv for module in head.modules() if isinstance(module, ConvModule)}
+    for layer in head.modules():
+        if isinstance(layer, LAYERS):
+            layer.register_forward_pre_hook(cast_inputs)
+            if layer not in hidden:
+                layer.register_forward_hook(cast_output)
 
 
 def compute_in(dtype: torch.dtype, part: nn.Module, forward: Callable, *args: Any,
@@ -78,6 +95,10 @@ def to_float32(value: Any) -> Any:
 
 def cast_inputs(layer: nn.Module, inputs: Any) -> Any:
     return tuple(x.to(layer.weight.dtype) for x in inputs)
+
+
+def cast_output(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output.float()
 
 
 def has_bf16() -> bool:
