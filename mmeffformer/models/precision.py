@@ -10,7 +10,7 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Autocast casts their weights at each call. Subclasses may compute with weights otherwise.
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -36,18 +36,18 @@ def half_precision(model: nn.Module, dtype: str = 'bf16') -> nn.Module:
         ValueError: ``dtype`` is another one, or fp16 and the model is on a CPU.
     """
     on_cpu = next(model.parameters(), torch.empty(0)).device.type == 'cpu'
-    if dtype not in HALF or on_cpu and dtype == 'fp16':
+    if dtype not in DTYPES or on_cpu and dtype == 'fp16':
         raise ValueError(f'dtype {dtype!r}: expected bf16, or fp16 for a model on a GPU')
     if on_cpu and not has_bf16():
-        print_log('this CPU has no instructions for bfloat16, in which models are slower here '
-                  'than in fp32', logger='current', level=logging.WARNING)
+        print_log('this CPU has no bfloat16 instructions: bf16 is slower here than fp32',
+                  logger='current', level=logging.WARNING)
     for part in find_parts(model.eval()):
         if isinstance(part.forward, partial):
             continue
-        part.forward = partial(compute_in, HALF[dtype], part, part.forward)
+        part.forward = partial(compute_in, DTYPES[dtype], part, part.forward)
         for layer in part.modules():
-            if type(layer) in LAYERS and layer.weight.dtype != HALF[dtype]:
-                layer.to(HALF[dtype])
+            if type(layer) in LAYERS and layer.weight.dtype != DTYPES[dtype]:
+                layer.to(DTYPES[dtype])
         if hasattr(part, 'predict_by_feat'):
             widen_outputs(part)
     return model
