@@ -12,11 +12,14 @@ from argparse import (
 from typing import Tuple
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric, DumpResults
 
 from mmeffformer.apis.options import (
     add_config_arguments,
+    add_inference_arguments,
+    check_inference_arguments,
     exit_on_error,
     load_config,
     require_file,
@@ -39,9 +42,7 @@ def parse_args() -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument('checkpoint', nargs='?', help='file saved by tools/train.py')
-    parser.add_argument('--backend', choices=['onnx', 'openvino'],
-                        help='runtime for --model, which is evaluated instead of a checkpoint')
-    parser.add_argument('--model', metavar='FILE', help='whole model saved by tools/export.py')
+    add_inference_arguments(parser)
     parser.add_argument('--deploy', action='store_true',
                         help='fuse the model first; the metrics stay the same')
     parser.add_argument('--tta', action='store_true',
@@ -56,8 +57,9 @@ def parse_args() -> Namespace:
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out!r} must end in .pkl or .pickle')
-    if bool(args.backend) != bool(args.model) or bool(args.model) == bool(args.checkpoint):
-        parser.error('give either a checkpoint, or --backend and --model')
+    check_inference_arguments(parser, args)
+    if args.dtype == 'fp16' and get_device() == 'cpu':
+        parser.error('--dtype fp16 needs a GPU; bf16 does not')
     if args.deploy and args.model:
         parser.error('--deploy is for a checkpoint; an exported file is already fused')
     if args.tta and args.model:
@@ -85,8 +87,9 @@ def prepare_config(cfg: Config, args: Namespace) -> None:
         model.backbone.init_cfg = None
     if args.tta:
         add_tta(cfg)
-    if args.deploy:
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmeffformer.DeployHook')]
+    if args.deploy or args.dtype != 'fp32':
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []),
+                            dict(type='mmeffformer.DeployHook', dtype=args.dtype)]
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             raise ValueError('--show-dir: the config has no default_hooks.visualization')
@@ -129,7 +132,8 @@ def main():
         runner.test_evaluator.metrics.append(dump_metric(args.out))
     with exit_on_error((TrainingStopped, SizeError)):
         metrics = runner.test()
-    if is_main_process() and args.checkpoint and not args.tta:  # the report compares plain figures
+    # The report compares plain figures.
+    if is_main_process() and args.checkpoint and not args.tta and args.dtype == 'fp32':
         record_evaluation(runner, args.config, args.checkpoint, metrics)
     low = [f'{metric} is {metrics.get(metric)}, expected at least {floor}'
            for metric, floor in args.at_least if not metrics.get(metric, -1) >= floor]

@@ -4,18 +4,22 @@ from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
 import torch
 from mmcv import VideoReader
-from mmcv.transforms import Compose, LoadImageFromFile
+from mmcv.transforms import BaseTransform, Compose, LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, VISUALIZERS, init_default_scope
 
+from ..deploy.evaluation import ExportedModel
+from ..deploy.runtimes import ExportedFile
+from ..models.fuse import fuse
+from ..models.precision import half_precision
 from ..utils.config import (
     dataset_metainfo,
     find_scope,
@@ -34,43 +38,56 @@ class PictureError(ValueError):
     """An image or video cannot be read, processed or drawn."""
 
 
-Draw = Callable[[Path], np.ndarray]
+Image = Union[Path, np.ndarray]  # a file, or a video's frame: uint8 (H, W, 3) in BGR order
+Draw = Callable[[Image], np.ndarray]
 
 
 class Predictor:
-    """A trained detector or segmentor that predicts on image files as tools/test.py does.
+    """A trained detector or segmentor that predicts on images as tools/test.py does.
 
     It needs no data set. Images are read by the pipeline of testing, without annotations.
 
     Args:
         cfg: A config of mmdet or mmseg.
-        checkpoint: The file with its weights.
-        device: Device of the model, for example 'cpu' or 'cuda:0'.
+        checkpoint: The file with its weights, or a file exported from the whole model.
+        device: Device of the model, for example 'cpu' or 'cuda:0'; 'cpu' for an exported file.
+        dtype: 'fp32'; or 'bf16' or 'fp16' for a model that is fused and computes as
+            :func:`half_precision` says.
 
     Attributes:
         metainfo: Classes and palette.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
-        ValueError: The config is for neither library or has no pipeline, the checkpoint does not
-            fit its model, or the device is missing.
+        ValueError: The config is for neither library or has no pipeline, the checkpoint or the
+            exported file does not fit its model, the device is missing, or it has no ``dtype``.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu'):
-        require_file(checkpoint, 'checkpoint')
+    def __init__(self, cfg: Config, checkpoint: Union[str, ExportedFile], device: str = 'cpu',
+                 dtype: str = 'fp32'):
+        if isinstance(checkpoint, str):
+            require_file(checkpoint, 'checkpoint')
         init_scope(cfg)
         self.steps = Compose(test_pipeline_cfg(cfg)).transforms
+        self.frame_loader = find_frame_loader(self.steps[0])
         self.model = revert_sync_batchnorm(MODELS.build(model_cfg(cfg)))
-        self.metainfo = dataset_metainfo(cfg, load_compatible(self.model, checkpoint))
+        if isinstance(checkpoint, str):
+            meta = load_compatible(self.model, checkpoint)
+        else:
+            meta = dict(dataset_meta=dict(classes=checkpoint.meta.get('classes')))
+            self.model = ExportedModel(self.model, checkpoint)
+        self.metainfo = dataset_metainfo(cfg, meta)
         try:
             self.model.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
             raise ValueError(f'device {device!r} cannot be used: {error}') from error
+        if dtype != 'fp32':
+            half_precision(fuse(self.model), dtype)
         # SpeedHook's option, which changes how results are rounded
         if any(hook.get('channels_last') for hook in iter_dicts(cfg.get('default_hooks'))):
             self.model.to(memory_format=torch.channels_last)
 
-    def __call__(self, path: Path) -> Tuple[Any, np.ndarray]:
+    def __call__(self, source: Image) -> Tuple[Any, np.ndarray]:
         """Return the prediction for an image, as the library's data sample, and the image.
 
         The image is as the pipeline loads it: (H, W) or (H, W, C), of any dtype.
@@ -78,9 +95,20 @@ class Predictor:
         Raises:
             PictureError: The image cannot be read or processed.
         """
-        data: dict = dict(img_path=str(path), img_id=0, seg_fields=[])
+        if not isinstance(source, np.ndarray):
+            return self._predict(self.steps, img_path=str(source))
+        if self.frame_loader is not None:
+            return self._predict([self.frame_loader, *self.steps[1:]], img=source)
+        with tempfile.TemporaryDirectory() as folder:  # for the loader of the pipeline
+            file = Path(folder) / 'frame.png'
+            cv2.imwrite(str(file), source, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            return self(file)
+
+    def _predict(self, steps: Sequence[BaseTransform], **given: Any) -> Tuple[Any, np.ndarray]:
+        """Return the prediction and the image for what the first of ``steps`` takes."""
+        data: dict = dict(given, img_id=0, seg_fields=[])
         image = None
-        for step in self.steps:
+        for step in steps:
             with naming_errors(f'cannot be read as an image by {type(step).__name__}'
                                if image is None else
                                f'cannot be processed by {type(step).__name__}'):
@@ -94,6 +122,17 @@ class Predictor:
         with naming_errors('cannot be processed by the model'), torch.no_grad():
             sample, = self.model.test_step(pseudo_collate([data]))
         return sample, image
+
+
+def find_frame_loader(loader: BaseTransform) -> Optional[BaseTransform]:
+    """Return the library's transform that loads an array as ``loader`` loads a PNG file of it.
+
+    It is known for mmcv's loader of files. For others the result is None.
+    """
+    if (type(loader) is not LoadImageFromFile or loader.imdecode_backend != 'cv2'
+            or loader.color_type not in ('color', 'unchanged')):
+        return None
+    return TRANSFORMS.build(dict(type='LoadImageFromNDArray', to_float32=loader.to_float32))
 
 
 def init_scope(cfg: Config) -> None:
@@ -118,14 +157,15 @@ def naming_errors(what: str) -> Iterator[None]:
         raise PictureError(f'{what}: {type(error).__name__}: {text}') from error
 
 
-def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: float = 0.3) -> Draw:
-    """Return a function that draws the predictions for an image file on a copy of the image.
+def load_drawer(cfg: Config, checkpoint: Union[str, ExportedFile], device: str = 'cpu',
+                score_thr: float = 0.3, dtype: str = 'fp32') -> Draw:
+    """Return a function that draws the predictions for an image on a copy of the image.
 
     The copy is uint8 (H, W, 3) in BGR order. The function raises a :class:`PictureError` if the
     image cannot be read, processed or drawn.
 
     Args:
-        cfg, checkpoint, device: As for :class:`Predictor`.
+        cfg, checkpoint, device, dtype: As for :class:`Predictor`.
         score_thr: Detections below this score are not drawn.
 
     Raises:
@@ -136,7 +176,7 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
         name = 'SegLocalVisualizer' if find_scope(cfg) == 'mmseg' else 'DetLocalVisualizer'
         raise ValueError('the config has no visualizer to draw with: expected '
                          f"visualizer=dict(type='{name}')")
-    predict = Predictor(cfg, checkpoint, device)
+    predict = Predictor(cfg, checkpoint, device, dtype)
     options = deepcopy(cfg.visualizer)
     for key in ('vis_backends', 'save_dir'):  # nothing is saved by it
         options.pop(key, None)
@@ -147,8 +187,8 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
     settings = dict(draw_gt=False, pred_score_thr=score_thr, with_labels=False)
     settings = {key: value for key, value in settings.items() if key in known}
 
-    def draw(path: Path) -> np.ndarray:
-        sample, image = predict(path)
+    def draw(source: Image) -> np.ndarray:
+        sample, image = predict(source)
         with naming_errors('cannot be drawn'):
             visualizer.add_datasample('prediction', to_rgb(image), sample, **settings)
             return visualizer.get_image()[..., ::-1]
@@ -266,22 +306,24 @@ def draw_video(draw: Draw, source: Path, target: Path) -> int:
     reader = VideoReader(str(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     writer, frames = None, 0
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / 'frame.png'  # for the loader of the pipeline
-        try:
-            for frame in reader:
-                cv2.imwrite(str(file), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-                drawn = draw(file)
-                if writer is None:
-                    writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*'mp4v'),
-                                             reader.fps or 25, drawn.shape[1::-1])
-                    if not writer.isOpened():
-                        raise PictureError(f'cannot be saved as {target}')
-                writer.write(np.ascontiguousarray(drawn))
-                frames += 1
-        finally:
-            if writer is not None:
-                writer.release()
+    try:
+        for frame in reader:
+            drawn = draw(frame)
+            if writer is None:
+                writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*'mp4v'),
+                                         reader.fps or 25, drawn.shape[1::-1])
+                if not writer.isOpened():
+                    raise PictureError(f'cannot be saved as {target}')
+            writer.write(np.ascontiguousarray(drawn))
+            frames += 1
+    finally:
+        if writer is not None:
+            writer.release()
     if not frames:
         raise PictureError('cannot be read as a video')
     return frames
+
+
+def count_frames(path: Path) -> int:
+    """Return the number of frames of a video, as its header has it, or 1 for an image."""
+    return max(1, VideoReader(str(path)).frame_cnt) if path.suffix.lower() in VIDEO_SUFFIXES else 1

@@ -61,6 +61,25 @@ def add_timing_arguments(parser: ArgumentParser, rounds: int) -> None:
                         help='samples of each (default: %(default)s)')
 
 
+def add_inference_arguments(parser: ArgumentParser) -> None:
+    """Add ``--backend`` and ``--model`` for an exported file, and ``--dtype`` for a checkpoint."""
+    parser.add_argument('--backend', choices=['onnx', 'openvino'],
+                        help='runtime for --model, which is used instead of a checkpoint')
+    parser.add_argument('--model', metavar='FILE', help='whole model saved by tools/export.py')
+    parser.add_argument('--dtype', choices=['fp32', 'bf16', 'fp16'], default='fp32',
+                        help='compute the fused backbone, neck and heads in bf16, or in fp16 on a '
+                        'GPU, and the rest in fp32 (default: all in fp32)')
+
+
+def check_inference_arguments(parser: ArgumentParser, args: Namespace) -> None:
+    """Exit unless there is either a checkpoint or an exported file, with options that suit it."""
+    if bool(args.backend) != bool(args.model) or bool(args.model) == bool(args.checkpoint):
+        parser.error('give either a checkpoint, or --backend and --model')
+    if args.model and args.dtype != 'fp32':
+        parser.error(f'--dtype {args.dtype} is for a checkpoint; make a file that computes in '
+                     f'{args.dtype} by tools/export.py --precision {args.dtype}')
+
+
 @contextmanager
 def exit_on_error(kinds: Errors = (ValueError, OSError)) -> Iterator[None]:
     """Context manager: exit with the message only where one of ``kinds`` is raised.

@@ -1,4 +1,5 @@
-"""Fusing of trained models, and export to other runtimes."""
+"""Fusing of trained models, half precision, and export to other runtimes."""
 from ..models.fuse import fuse
+from ..models.precision import half_precision
 
-__all__ = ['fuse']
+__all__ = ['fuse', 'half_precision']

@@ -6,19 +6,38 @@ from typing import Any, Callable, Iterator, Sequence
 
 from mmengine import logging
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
+
+
+class RateColumn(ProgressColumn):
+    """Steps per second, of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f'{task.speed:.3g} per second' if task.speed else '')
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(*columns: ProgressColumn) -> Iterator[Callable[[str, int, int], None]]:
     """Context manager: show a bar on stderr, without warnings in between.
+
+    Args:
+        columns: Further columns of the bar.
 
     Yields:
         A function of the current step as text, the steps done and the number of steps.
     """
     with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-                  TimeElapsedColumn(), console=Console(stderr=True),
+                  TimeElapsedColumn(), *columns, console=Console(stderr=True),
                   transient=True) as progress, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         task = progress.add_task('')

@@ -19,6 +19,8 @@ from mmeffformer.apis.inference import (
     to_rgb,
 )
 from mmeffformer.datasets import write_ade20k, write_coco
+from mmeffformer.deploy.export import export_checkpoint
+from mmeffformer.deploy.runtimes import ExportedFile
 from mmeffformer.utils.config import model_cfg
 
 # Arrays through a loader of the user's own.
@@ -138,6 +140,64 @@ def test_images_of_four_channels_are_predicted_as_in_testing(detector):
         assert len(found) == len(expected['scores']) > 0
         for key in ('bboxes', 'scores', 'labels'):
             assert torch.equal(found[key], torch.as_tensor(expected[key]))
+
+
+@pytest.mark.parametrize('color_type, has_loader', [('unchanged', True), ('color', True),
+                                                    ('grayscale', False)])
+def test_frames_are_predicted_as_files_of_them(segmentor, tmp_path, color_type, has_loader):
+    cfg = Config.fromfile(segmentor / 'config.py')
+    cfg.test_dataloader.dataset.pipeline[0].color_type = color_type
+    channels = 1 if color_type == 'grayscale' else 3
+    cfg.model.backbone.in_channels = channels
+    cfg.data_preprocessor.update(mean=[128.] * channels, std=[64.] * channels, bgr_to_rgb=False)
+    save_random(cfg, tmp_path / 'random.pth')
+    predict = Predictor(cfg, str(tmp_path / 'random.pth'))
+    assert (predict.frame_loader is not None) == has_loader
+    frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'frame.png'), frame)
+    (found, image), (expected, loaded) = predict(frame), predict(tmp_path / 'frame.png')
+    assert image.dtype == loaded.dtype == np.float32 and (image == loaded).all()
+    assert torch.equal(found.seg_logits.data, expected.seg_logits.data)
+    assert found.ori_shape == expected.ori_shape
+
+
+def test_an_exported_file_predicts_as_its_checkpoint(segmentor, tmp_path):
+    cfg, checkpoint = Config.fromfile(segmentor / 'config.py'), str(segmentor / 'random.pth')
+    export_checkpoint(cfg, checkpoint, str(tmp_path / 'model.onnx'), 'onnx', 'model', (64, 96))
+    file = ExportedFile(tmp_path / 'model.onnx', 'onnx')
+    path = next((segmentor / 'data/images/validation').iterdir())
+    (found, image), (expected, loaded) = (
+        Predictor(cfg, source)(path) for source in (checkpoint, file))
+    assert (image == loaded).all()
+    torch.testing.assert_close(found.seg_logits.data, expected.seg_logits.data, rtol=0, atol=1e-3)
+    printed = run('tools/infer.py', segmentor / 'config.py', path, '--backend', 'onnx', '--model',
+                  tmp_path / 'model.onnx', '--out-dir', tmp_path / 'out')
+    assert '1 drawn files are in' in printed and ' images or frames per second' in printed
+    drawn = load_drawer(cfg, checkpoint)(path)
+    assert (cv2.imread(str(tmp_path / 'out' / path.name)) == drawn).mean() > .999
+
+
+def test_bfloat16(segmentor):
+    cfg, checkpoint = Config.fromfile(segmentor / 'config.py'), str(segmentor / 'random.pth')
+    path = next((segmentor / 'data/images/validation').iterdir())
+    half = Predictor(cfg, checkpoint, dtype='bf16')
+    assert half.model.backbone.deployed
+    exact, found = (each(path)[0].seg_logits.data for each in (Predictor(cfg, checkpoint), half))
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).norm() < .02 * exact.norm()
+    with pytest.raises(ValueError, match="'fp16': expected bf16, or fp16 for a model on a GPU"):
+        Predictor(cfg, checkpoint, dtype='fp16')
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ('photos', 'give images, folders or videos after the checkpoint'),
+    ('photos --model a.onnx', 'give either a checkpoint, or --backend and --model'),
+    ('photos --backend onnx --model a.onnx --dtype bf16',
+     '--dtype bf16 is for a checkpoint; make a file that computes in bf16 by tools/export.py '
+     '--precision bf16'),
+    ('photos --backend onnx --model a.onnx --device cuda', '--device cuda is for a checkpoint')])
+def test_options_that_do_not_go_together(arguments, message, segmentor):
+    assert message in run('tools/infer.py', segmentor / 'config.py', *arguments.split(), expect=2)
 
 
 def test_pictures_that_fail_are_named_and_the_rest_is_drawn(segmentor, tmp_path):

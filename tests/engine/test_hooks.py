@@ -32,6 +32,19 @@ def test_deploy_fuses_the_tested_model(model, wrap):
         assert_close(model.extract_feat(image(64, 64)), expected, 1e-4)
 
 
+@torch.no_grad()
+def test_deploy_in_bfloat16(model):
+    expected = model(image(64, 64), mode='tensor')
+    hook = HOOKS.build(dict(type='mmeffformer.DeployHook', dtype='bf16'))
+    for _ in range(2):
+        hook.before_test(SimpleNamespace(model=model))
+        assert model.backbone.deployed
+        assert model.backbone.stem[0].conv.weight.dtype == torch.bfloat16
+        found = model(image(64, 64), mode='tensor')
+        assert found.dtype == torch.float32
+        assert 0 < (found - expected).norm() < .02 * expected.norm()
+
+
 @pytest.mark.parametrize('wrap', [lambda model: model, nn.DataParallel])
 def test_channels_last(model, wrap):
     expected = model.extract_feat(image(64, 64))

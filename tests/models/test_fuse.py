@@ -121,3 +121,7 @@ def test_metrics_stay_the_same(repo_root, randomize, tmp_path):
         measured.append(json.loads(record.read_text())['metrics'])
     assert measured[0] == pytest.approx(measured[1], abs=0.1)  # in percent
     assert 0 < measured[0]['mIoU'] < 100
+    run_tool('tools/test.py', config, tmp_path / 'model.pth', '--work-dir', tmp_path / 'half',
+             '--data-root', tmp_path / 'data', '--dtype', 'bf16',
+             '--at-least', f'mIoU={measured[0]["mIoU"] - 2}')
+    assert not [*(tmp_path / 'half').rglob('evaluation.json')]

@@ -5,6 +5,7 @@ import torch
 from mmengine.hooks import Hook
 
 from ...models.fuse import fuse
+from ...models.precision import half_precision
 from ...utils.modules import unwrap_model
 from ...utils.registry import HOOKS
 
@@ -37,7 +38,16 @@ class SpeedHook(Hook):
 
 @HOOKS.register_module()
 class DeployHook(Hook):
-    """Fuse the model before it is tested (:func:`mmeffformer.deploy.fuse`)."""
+    """Fuse the model before it is tested (:func:`mmeffformer.deploy.fuse`).
+
+    Args:
+        dtype: 'fp32', or one of :func:`mmeffformer.deploy.half_precision`.
+    """
+
+    def __init__(self, dtype: str = 'fp32'):
+        self.dtype = dtype
 
     def before_test(self, runner) -> None:
-        fuse(unwrap_model(runner.model))
+        model = fuse(unwrap_model(runner.model))
+        if self.dtype != 'fp32':
+            half_precision(model, self.dtype)
