@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..deploy import coreml
 from ..deploy.export import OPSET, WRITERS
@@ -47,8 +48,11 @@ class AnyModule(Traceable):
     def __init__(self, module: nn.Module, image: Tensor):
         super().__init__()
         self.module = module
-        with torch.no_grad():
-            self.output_names = tuple(f'output{i}' for i in range(len(self.compute(image))))
+        # Captured, a module may have other outputs than run.
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            count = len(self.compute(mode.from_tensor(image)))
+        self.output_names = tuple(f'output{i}' for i in range(count))
+        self.eval()
 
     def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
         outputs = self.module(image)
@@ -58,6 +62,8 @@ class AnyModule(Traceable):
 def write_module(module: nn.Module, image: Tensor, path: Path, runtime: str,
                  precision: str = 'fp32') -> None:
     """Export a module for a runtime and inputs like ``image``, without comparing outputs."""
+    if runtime == 'tensorrt' and precision == 'fp16':  # the graph's types decide
+        module, image = module.half(), image.half()
     if suffix(runtime) == '.onnx' or runtime == 'openvino':
         return write_graph(module, image, path)
     part = AnyModule(module, image)
@@ -119,7 +125,7 @@ def open_file(runtime: str, path: Path, image: Tensor, threads: int, precision: 
     if runtime == 'executorch':
         return executorch_call(path, image, threads)
     if runtime == 'tensorrt':
-        return tensorrt.engine(path, image, precision == 'fp16')
+        return tensorrt.engine(path, image.half() if precision == 'fp16' else image)
     array = image.numpy()
     if runtime == 'coreml':
         tools = require('coremltools', 'coreml')

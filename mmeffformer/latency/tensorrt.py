@@ -1,4 +1,4 @@
-"""Calls of TensorRT on a GPU. Written after its documentation (version 10); it was not run."""
+"""Calls of TensorRT on a GPU. Written after the documentation of versions 10 and 11; not run."""
 from pathlib import Path
 
 import torch
@@ -8,11 +8,11 @@ from ..deploy.runtimes import INPUT, require
 from .timing import Call
 
 
-def engine(path: Path, image: Tensor, fp16: bool) -> Call:
+def engine(path: Path, image: Tensor) -> Call:
     """Return a call that runs an ONNX file on ``image`` and waits for the outputs.
 
-    Args:
-        fp16: Let the layers compute in fp16 where that is faster; otherwise in fp32 or TF32.
+    Layers compute in the type of the file's tensors, which is that of ``image``, fp32 ones in
+    TF32 where the GPU can.
 
     Raises:
         ValueError: TensorRT is not installed, or cannot read the file or build its engine.
@@ -20,14 +20,12 @@ def engine(path: Path, image: Tensor, fp16: bool) -> Call:
     package = require('tensorrt', 'tensorrt')
     logger = package.Logger(package.Logger.ERROR)
     builder = package.Builder(logger)
-    network = builder.create_network(0)
+    typed = package.NetworkDefinitionCreationFlag.STRONGLY_TYPED  # always so in version 11
+    network = builder.create_network(1 << int(typed))
     parser = package.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         raise ValueError(f'TensorRT cannot read {path}: {parser.get_error(0).desc()}')
-    config = builder.create_builder_config()
-    if fp16:
-        config.set_flag(package.BuilderFlag.FP16)
-    plan = builder.build_serialized_network(network, config)
+    plan = builder.build_serialized_network(network, builder.create_builder_config())
     if plan is None:
         raise ValueError(f'TensorRT cannot build an engine of {path}')
     built = package.Runtime(logger).deserialize_cuda_engine(plan)
@@ -35,7 +33,7 @@ def engine(path: Path, image: Tensor, fp16: bool) -> Call:
     for i in range(built.num_io_tensors):
         name = built.get_tensor_name(i)
         tensors[name] = image.cuda() if name == INPUT else torch.empty(
-            tuple(built.get_tensor_shape(name)), device='cuda')
+            tuple(built.get_tensor_shape(name)), dtype=image.dtype, device='cuda')
         context.set_tensor_address(name, tensors[name].data_ptr())
     stream = torch.cuda.Stream()
 
