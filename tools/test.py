@@ -39,7 +39,7 @@ def parse_args() -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument('checkpoint', nargs='?', help='file saved by tools/train.py')
-    parser.add_argument('--backend', choices=['onnx', 'openvino'],
+    parser.add_argument('--backend', choices=['onnx', 'openvino', 'executorch'],
                         help='runtime for --model, which is evaluated instead of a checkpoint')
     parser.add_argument('--model', metavar='FILE', help='whole model saved by tools/export.py')
     parser.add_argument('--deploy', action='store_true',

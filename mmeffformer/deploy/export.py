@@ -1,7 +1,8 @@
-"""Export to ONNX, OpenVINO, Core ML and ExecuTorch. A file is compared with PyTorch before it is kept.
+"""Export to ONNX, OpenVINO, Core ML and ExecuTorch. A file that does not match is not kept.
 
-TorchScript's tracer makes the graph (for ExecuTorch torch.export): it traces the modules of mmdet and mmseg unchanged, and keeps
-sizes as operators of the graph, so that one file can serve any size.
+TorchScript's tracer makes the graph: it traces the modules of mmdet and mmseg unchanged, and keeps
+sizes as operators of the graph, so that one file can serve any size. torch.export makes
+ExecuTorch's.
 """
 import shutil
 import tempfile

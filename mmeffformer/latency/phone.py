@@ -65,7 +65,7 @@ def export_parts(header: Mapping[str, Any], folder: Path, progress: Progress = n
                  ) -> Path:
     """Export the missing files of a table, and return the list of all, to be filled in.
 
-    An interrupted export goes on with the next call. A list that is there stays as it is.
+    The next call resumes an interrupted export. An existing list stays as it is.
 
     Args:
         header: Header of :func:`phone_header`.

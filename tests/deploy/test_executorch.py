@@ -21,7 +21,8 @@ def assert_same(model, what, file, inputs):
 @pytest.mark.parametrize('kind, mode', [(EfficientFormer, 'offset'),
                                         (EfficientFormerV2, 'legacy')])
 def test_backbone(kind, mode, arch, randomize, tmp_path):
-    model, path = randomize(kind(arch, bias_grid=(5, 3), bias_mode=mode)).eval(), tmp_path / 'a.pte'
+    model = randomize(kind(arch, bias_grid=(5, 3), bias_mode=mode)).eval()
+    path = tmp_path / 'model.pte'
     compared = export(model, path, 'executorch', 'backbone', SHAPE, meta=dict(config='mine'))
     assert [each.output for each in compared] == ['feature0', 'feature1', 'feature2', 'feature3']
     file = ExportedFile(path, 'executorch')

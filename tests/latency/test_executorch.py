@@ -19,8 +19,9 @@ def test_candidates_compute_the_features_of_pytorch(model, tmp_path):
     assert_close(build(Candidate(model, 'executorch'), TINY, tmp_path).call(), expected, 1e-4)
 
 
-@pytest.mark.parametrize('part', [Part('MB4D', 1, (16, )), Part('MB3D', 3, (16, )),
-                                  Part('embedding', 2, (16, 32)), Part('stem', 0, (16, ))], ids=str)
+@pytest.mark.parametrize('part', [
+    Part('MB4D', 1, (16, )), Part('MB3D', 3, (16, )), Part('embedding', 2, (16, 32)),
+    Part('stem', 0, (16, ))], ids=str)
 def test_copies_compute_what_a_network_computes(part, tmp_path):
     shape = (64, 96)
     torch.manual_seed(0)
