@@ -13,25 +13,25 @@ pytest.importorskip('executorch.runtime')
 TINY = Setting(shape=(64, 96))
 
 
-@pytest.mark.parametrize('model', ['l1', 'timm:resnet18'])
-def test_candidates_compute_the_features_of_pytorch(model, tmp_path):
-    expected = build(Candidate(model), TINY, tmp_path).call()
-    assert_close(build(Candidate(model, 'executorch'), TINY, tmp_path).call(), expected, 1e-4)
+def test_candidates_compute_the_features_of_pytorch(tmp_path):
+    for model in ('l1', 'timm:resnet18'):  # compared when exported, and not
+        expected = build(Candidate(model), TINY, tmp_path).call()
+        assert_close(build(Candidate(model, 'executorch'), TINY, tmp_path).call(), expected, 1e-4)
 
 
 @pytest.mark.parametrize('part', [
-    Part('MB4D', 1, (16, )), Part('MB3D', 3, (16, )), Part('embedding', 2, (16, 32)),
-    Part('stem', 0, (16, ))], ids=str)
-def test_copies_compute_what_a_network_computes(part, tmp_path):
+    Part('MB3D', 3, (16, )), Part('embedding', 2, (16, 32))], ids=str)
+def test_copies_compute_what_a_network_computes(part, monkeypatch, tmp_path):
     shape = (64, 96)
+    monkeypatch.setattr('mmeffformer.latency.parts.COPIES', (2, 3))
     torch.manual_seed(0)
-    module, image = build_part(part, 12, shape)
+    module, image = build_part(part, 3, shape)
     with torch.no_grad():
         expected = module(image)
     torch.manual_seed(0)
     call, count = open_part(part, new_header('executorch', shape), tmp_path)
     outputs = call()
-    assert count == 12 and len(outputs) == (1 if part.kind in BLOCKS else 12)
+    assert count == 3 and len(outputs) == (1 if part.kind in BLOCKS else 3)
     assert len({output.numpy().tobytes() for output in outputs}) == len(outputs)
     if part.kind not in BLOCKS:
         expected = expected.mean((2, 3), keepdim=True)
