@@ -5,13 +5,14 @@
 # make test-slow runs the tests that take minutes
 # make lint      checks the style and the types
 # make docs      builds the site of the documentation in site/
+# make executorch-test  runs the tests that need ExecuTorch, in an environment of their own
 # make wheel-test  builds the wheel and the sdist in dist/ and tries each, installed
 # Each makes its environment first, in .venv; VENV=folder takes or makes another.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-seg demo-search test test-slow lint docs wheel-test env clean
+.PHONY: demo demo-seg demo-search test test-slow lint docs wheel-test executorch-test env clean
 
 VENV ?= .venv
 BASE_PYTHON ?= python3 python3.11 python3.12 python3.10
@@ -94,20 +95,32 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
 	@echo "Look at site/index.html"
 
-# Each is installed into an environment that has the packages of $(VENV), but not this one. The
-# wheel is built out of the sdist, so nothing that it needs is missing there.
+# Makes the environment $(1) with the packages of $(VENV), but without this one.
+define ON_TOP
+$(PYTHON) -m venv --clear --without-pip $(1)
+$(PYTHON) -c 'import sys; print(*(path for path in sys.path if "-packages" in path), sep="\n")' \
+    > "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+endef
+
+# The wheel is built out of the sdist, so nothing that it needs is missing there.
 wheel-test: env
 	rm -rf dist build/installed
 	$(PYTHON) -m build --quiet --no-isolation --outdir dist
 	for file in dist/*.whl dist/*.tar.gz; do
-	    $(PYTHON) -m venv --clear --without-pip build/installed
+	    $(call ON_TOP,build/installed)
 	    python=$(CURDIR)/build/installed/bin/python
-	    $(PYTHON) -c 'import sys; print(*(path for path in sys.path if "-packages" in path), sep="\n")' \
-	        > "$$($$python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
 	    $(PYTHON) -m pip --python $$python install -q --no-deps --no-build-isolation \
 	        --ignore-installed $$file
 	    (cd build/installed && $$python $(CURDIR)/.ci/smoke.py)
 	done
+
+# ExecuTorch's dependencies would change those of $(VENV), and are not installed.
+executorch-test: env
+	$(call ON_TOP,build/executorch)
+	$(PYTHON) -m pip --python build/executorch/bin/python install -q --no-deps \
+	    -r requirements/executorch.txt
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/executorch/bin/python -m pytest \
+	    tests/deploy/test_executorch.py tests/latency/test_executorch.py
 
 # The package itself is installed every time: the environment may have served another clone.
 env: $(STAMP)

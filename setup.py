@@ -70,6 +70,8 @@ setup(
                       'opencv-python<4.12', 'setuptools<81'],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'openvino>=2024.4', 'nncf>=2.14',
                    'coremltools>=8', 'scipy'],
+        # 1.5 exports files that its own runtime cannot run.
+        'executorch': ['executorch>=1.3.1,<1.4'],
         'data': ['supervision>=0.31'],
         'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'import-linter', 'build',
                  'timm', 'transformers>=4.46,<5', 'supervision>=0.31'],

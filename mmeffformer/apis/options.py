@@ -63,7 +63,7 @@ def add_timing_arguments(parser: ArgumentParser, rounds: int) -> None:
 
 def add_inference_arguments(parser: ArgumentParser) -> None:
     """Add ``--backend`` and ``--model`` for an exported file, and ``--dtype`` for a checkpoint."""
-    parser.add_argument('--backend', choices=['onnx', 'openvino'],
+    parser.add_argument('--backend', choices=['onnx', 'openvino', 'executorch'],
                         help='runtime for --model, which is used instead of a checkpoint')
     parser.add_argument('--model', metavar='FILE', help='whole model saved by tools/export.py')
     parser.add_argument('--dtype', choices=['fp32', 'bf16', 'fp16'], default='fp32',

@@ -1,7 +1,8 @@
-"""Export to ONNX, OpenVINO and Core ML. A file is compared with PyTorch before it is kept.
+"""Export to ONNX, OpenVINO, Core ML and ExecuTorch. A file that does not match is not kept.
 
 TorchScript's tracer makes the graph: it traces the modules of mmdet and mmseg unchanged, and keeps
-sizes as operators of the graph, so that one file can serve any size.
+sizes as operators of the graph, so that one file can serve any size. torch.export makes
+ExecuTorch's.
 """
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ from .comparison import (
     expected_outputs,
 )
 from .coreml import RUNS, TYPES, check_program, write_coreml
+from .executorch import write_executorch
 from .graphs import (
     PARTS,
     Traceable,
@@ -49,6 +51,9 @@ from .inputs import (
 from .quantisation import TrainingImages, check_int8, quantise
 from .runtimes import INPUT, SUFFIXES, ExportedFile, describe, require
 
+# Formats of one size: name, and why detectors are not exported whole.
+FIXED = {'coreml': ('Core ML', 'coremltools has no roi_align'),
+         'executorch': ('ExecuTorch', 'it has neither nms nor roi_align')}
 OPSET = 17  # of ONNX; RoIAlign as in mmdet needs 16
 
 
@@ -114,14 +119,15 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
     Args:
         model: A backbone, or a model of mmdet or mmseg, not fused.
         path: The file to write, with the format's suffix in ``SUFFIXES``.
-        to: 'onnx', 'openvino' or 'coreml'.
+        to: 'onnx', 'openvino', 'coreml' or 'executorch'.
         what: 'backbone', 'neck' or 'model', see :func:`traceable`.
         shape: H, W of the input in px.
         dynamic: Make a file for any H, W from 32 px. ``shape`` is one of the sizes compared at.
         images: Normalised float images (1, C, H, W) to compare on besides random inputs. They
             are resized to the sizes compared at.
         meta: Further metadata of the file.
-        calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on (OpenVINO).
+        calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on (OpenVINO,
+            ExecuTorch).
             It is made if the fp32 file matches, and compared on ``images`` only.
         precision: 'fp16', the default for Core ML and possible there only, or 'fp32'.
 
@@ -148,7 +154,12 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         if calibration is not None:
             fp32, file = file, Path(folder) / 'int8' / path.name
             file.parent.mkdir()
-            quantise(fp32, file, calibration, None if dynamic else shape)
+            if to == 'executorch':  # quantises the network rather than the fp32 file
+                part = traceable(fuse(deepcopy(model)), what)
+                int8 = dict(meta, what=what, outputs=list(part.output_names), precision='int8')
+                write_executorch(part, file, inputs[0], int8, calibration)
+            else:
+                quantise(fp32, file, calibration, None if dynamic else shape)
             inputs = resized_inputs(channels, shape, dynamic, images)
             compared = compare(model, what, ExportedFile(file, to), inputs, 'int8')
             check_matches(compared, f'{path} was not written: {to} in int8')
@@ -236,17 +247,18 @@ def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Si
                          f'x {width} px; export it with that --shape, for any size with '
                          '--dynamic, or without windows with --cfg-options '
                          'model.test_cfg.mode=whole')
-    if to == 'coreml':
+    if to in FIXED:
+        name, detector = FIXED[to]
         if dynamic:
-            raise ValueError('Core ML: --dynamic is for onnx and openvino; export one file for '
+            raise ValueError(f'{name}: --dynamic is for onnx and openvino; export one file for '
                              'each size that you need')
         if what == 'model' and hasattr(model, 'roi_head'):
-            raise ValueError('Core ML: a detector cannot be exported whole, because coremltools '
-                             'has no roi_align; export its backbone and neck with --what neck')
-        if any(isinstance(module, AttentionBias) and module.mode == 'legacy'
-               for module in model.modules()):
-            raise ValueError("Core ML: bias_mode='legacy' cannot be exported, because coremltools "
-                             'has no bicubic interpolation')
+            raise ValueError(f'{name}: a detector cannot be exported whole, because {detector}; '
+                             'export its backbone and neck with --what neck')
+    if to == 'coreml' and any(isinstance(module, AttentionBias) and module.mode == 'legacy'
+                              for module in model.modules()):
+        raise ValueError("Core ML: bias_mode='legacy' cannot be exported, because coremltools has "
+                         'no bicubic interpolation')
     if calibration is not None:
         check_int8(to)
         if not len(calibration) or not len(images):
@@ -314,6 +326,7 @@ def _write_coreml(part: Traceable, path: Path, image: Tensor, meta: Dict) -> Non
         write_coreml(part, path, torch.zeros_like(image), meta)
 
 
-WRITERS = {'onnx': _write_onnx, 'openvino': _write_openvino, 'coreml': _write_coreml}
+WRITERS = {'onnx': _write_onnx, 'openvino': _write_openvino, 'coreml': _write_coreml,
+           'executorch': write_executorch}
 PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino'),
-            'coreml': ('coremltools', )}
+            'coreml': ('coremltools', ), 'executorch': ('executorch.runtime', 'torchao')}

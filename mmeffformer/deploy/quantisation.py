@@ -1,4 +1,4 @@
-"""int8 files for OpenVINO, made by NNCF's post-training quantisation.
+"""Images to calibrate int8 files on, and int8 files for OpenVINO by NNCF's quantisation.
 
 Weights are quantised per channel; the ranges of activations are measured on training images.
 Convolutions and matrix products, which take most of the time, compute in int8. Norms, softmax,
@@ -30,8 +30,11 @@ COMPARED = 4  # training images that an int8 file is compared on, not calibrated
 
 def check_int8(to: str) -> None:
     """Raise a ValueError if the format has no int8 files, or a package is missing."""
+    if to == 'executorch':
+        require('torchao', to)
+        return
     if to != 'openvino':
-        raise ValueError(f'int8: expected openvino, got {to}')
+        raise ValueError(f'int8: expected openvino or executorch, got {to}')
     require('openvino', 'openvino')
     require('nncf', 'int8')
 

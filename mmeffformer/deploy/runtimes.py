@@ -1,4 +1,4 @@
-"""Exported files as functions, run by ONNX Runtime, OpenVINO or Core ML."""
+"""Exported files as functions, run by ONNX Runtime, OpenVINO, Core ML or ExecuTorch."""
 import json
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'coreml': '.mlpackage'}
+SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'coreml': '.mlpackage', 'executorch': '.pte'}
 META = 'mmeffformer'  # key of the description in a file's metadata
 INPUT = 'image'
 
@@ -27,7 +27,7 @@ def describe(**meta: Any) -> Dict[str, str]:
 
 
 def require(module: str, to: str) -> ModuleType:
-    """Import and return a package of the extra 'export'.
+    """Import and return a package of the extra 'export', or of 'executorch'.
 
     Raises:
         ValueError: The package is not installed.
@@ -35,8 +35,9 @@ def require(module: str, to: str) -> ModuleType:
     try:
         return __import__(module)
     except ImportError as error:
+        extra = to if to == 'executorch' else 'export'
         raise ValueError(f'{to} needs the package {module} ({error}); install the packages for '
-                         "export with pip install -e '.[export]'") from error
+                         f"export with pip install -e '.[{extra}]'") from error
 
 
 @cache
@@ -82,7 +83,22 @@ def _open_coreml(path: str) -> Opened:
     return model.user_defined_metadata, lambda image: model.predict({INPUT: image})
 
 
-OPENERS = {'onnx': _open_onnx, 'openvino': _open_openvino, 'coreml': _open_coreml}
+def _open_executorch(path: str) -> Opened:
+    runtime = require('executorch.runtime', 'executorch').runtime.Runtime.get()
+    program = runtime.load_program(path)
+    if META not in program.method_names:
+        return {}, lambda _: {}
+    meta, = program.load_method(META).execute([])
+    method, names = program.load_method('forward'), json.loads(meta)['outputs']
+
+    def run(image: np.ndarray) -> Mapping[str, np.ndarray]:
+        return dict(zip(names, map(Tensor.numpy, method.execute([torch.from_numpy(image)]))))
+
+    return {META: meta}, run
+
+
+OPENERS = {'onnx': _open_onnx, 'openvino': _open_openvino, 'coreml': _open_coreml,
+           'executorch': _open_executorch}
 
 
 class ExportedFile:
@@ -90,7 +106,7 @@ class ExportedFile:
 
     Args:
         path: The file.
-        to: Its format, 'onnx', 'openvino' or 'coreml'.
+        to: Its format, one of ``SUFFIXES``.
 
     Attributes:
         meta: Metadata of the file: the part exported, input size, mean, std and more.

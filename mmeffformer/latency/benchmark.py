@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from ..models import ARCHS
 from ..utils.plots import Mark
 from .candidates import DTYPES, RUNTIMES, TIMM, Candidate, Setting, build
+from .exported import LEAST_CALLS
 from .results import (
     Results,
     TimerEntry,
@@ -44,7 +45,9 @@ def run(chosen: Sequence[Candidate], baselines: Sequence[Candidate], setting: Se
 
         def add(candidate: Candidate, entry: Dict[str, Any]):
             built = build(candidate, setting, Path(folder))
-            timers.append((entry['name'], Timer(built.call, setting.device), entry['samples_ms']))
+            timer = Timer(built.call, setting.device,
+                          least_calls=LEAST_CALLS.get(candidate.runtime, 1))
+            timers.append((entry['name'], timer, entry['samples_ms']))
             entry.update(built._asdict())
             del entry['call']
 

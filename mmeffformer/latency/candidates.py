@@ -13,7 +13,7 @@ from ..deploy.export import MIN_SIZE, export
 from ..deploy.runtimes import SUFFIXES
 from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..utils.complexity import complexity
-from .exported import FILES, open_file, write_graph
+from .exported import FILES, HALF, open_file, require_packages, suffix, write_module
 from .timing import Call, kept_bytes, peak_bytes
 
 TIMM = 'timm:'
@@ -23,8 +23,11 @@ RUNTIMES = {
     'cuda-graphs': 'eager, captured in a CUDA graph',
     'onnx': 'ONNX Runtime',
     'openvino': 'OpenVINO',
+    'executorch': 'ExecuTorch',
+    'coreml': 'Core ML',
+    'tensorrt': 'TensorRT',
 }
-# Precisions of torch, and int8 for OpenVINO's files.
+# Precisions of torch, and int8 for files of OpenVINO and ExecuTorch.
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 INT8 = 'int8'
 VARIANTS = {
@@ -160,16 +163,20 @@ def _check(candidate: Candidate, setting: Setting) -> None:
         wrong = 'with_cp: for training only'
     elif runtime == 'cuda-graphs' and setting.device != 'cuda':
         wrong = 'cuda-graphs: for --device cuda only'
-    elif runtime in FILES and setting.device != 'cpu':
-        wrong = f'{runtime}: for --device cpu only'
-    elif candidate.dtype == INT8 and (candidate.is_timm or runtime != 'openvino'):
-        wrong = 'int8: for models of this project, with openvino'
-    elif runtime in FILES and candidate.dtype not in ('fp32', INT8):
-        wrong = f'{runtime}: in fp32 only, not {candidate.dtype}'
-    elif runtime in FILES and setting.batch > 1:
+    elif runtime in FILES and setting.device != ('cuda' if runtime == 'tensorrt' else 'cpu'):
+        wrong = f'{runtime}: for --device {"cuda" if runtime == "tensorrt" else "cpu"} only'
+    elif candidate.dtype == INT8 and (candidate.is_timm
+                                      or runtime not in ('openvino', 'executorch')):
+        wrong = 'int8: for models of this project, with openvino or executorch'
+    elif runtime in FILES and candidate.dtype not in (
+            'fp32', INT8, *['fp16'] * (runtime in HALF)):
+        wrong = f'{runtime}: in fp32{" and fp16" * (runtime in HALF)} only, not {candidate.dtype}'
+    elif runtime in FILES and runtime != 'tensorrt' and setting.batch > 1:
         wrong = f'{runtime}: exported files take one image, not a batch of {setting.batch}'
     if wrong:
         raise ValueError(f'{candidate}: {wrong}')
+    if runtime in HALF + ('executorch', ):
+        require_packages(runtime)
 
 
 class Built(NamedTuple):
@@ -200,8 +207,8 @@ def build(candidate: Candidate, setting: Setting, folder: Path) -> Built:
     torch.manual_seed(0)
     image = torch.randn(setting.batch, 3, *setting.shape)
     if candidate.runtime in FILES:
-        path = write_file(network, candidate, setting.shape, folder)
-        call = open_file(candidate.runtime, path, image, setting.threads)
+        path = write_file(network, candidate, setting.shape, folder, setting.batch)
+        call = open_file(candidate.runtime, path, image, setting.threads, candidate.dtype)
         call()
         return Built(call, params, macs, remark=remark)
 
@@ -322,21 +329,25 @@ def graphed(call: Call) -> Call:
     return replay
 
 
-def write_file(network: nn.Module, candidate: Candidate, shape: Tuple[int, int], folder: Path
-               ) -> Path:
+def write_file(network: nn.Module, candidate: Candidate, shape: Tuple[int, int], folder: Path,
+               batch: int = 1) -> Path:
     """Export a candidate into ``folder`` and return the path.
 
-    Networks of this project are fused and compared with PyTorch, those of timm are not.
+    Networks of this project are fused and compared with PyTorch, those of timm and files for
+    TensorRT are not compared.
     """
-    name = len([*folder.iterdir()])
-    if candidate.is_timm:
-        path = folder / f'{name}.onnx'  # OpenVINO reads it as well
-        write_graph(network, torch.zeros(1, 3, *shape), path)
+    name, runtime = len([*folder.iterdir()]), candidate.runtime
+    if candidate.is_timm or runtime == 'tensorrt':
+        network = network if candidate.is_timm else network.switch_to_deploy()
+        # OpenVINO reads ONNX as well.
+        path = folder / f'{name}{suffix(runtime).replace(".xml", ".onnx")}'
+        write_module(network, torch.zeros(batch, 3, *shape), path, runtime, candidate.dtype)
         return path
-    path = folder / f'{name}{SUFFIXES[candidate.runtime]}'
-    int8 = {}
+    path, options = folder / f'{name}{SUFFIXES[runtime]}', {}
     if candidate.dtype == INT8:  # rounding changes no time, so noise is enough
-        int8 = dict(images=[torch.randn(1, 3, *shape)],
-                    calibration=[torch.randn(1, 3, *shape) for _ in range(2)])
-    export(network, path, candidate.runtime, 'backbone', shape, **int8)
+        options = dict(images=[torch.randn(1, 3, *shape)],
+                       calibration=[torch.randn(1, 3, *shape) for _ in range(2)])
+    elif runtime in HALF:
+        options = dict(precision=candidate.dtype)
+    export(network, path, runtime, 'backbone', shape, **options)
     return path

@@ -21,12 +21,13 @@ import torch
 from ..models.arch import ARCHS, STAGES, Arch
 from . import results, timing
 from .candidates import BIAS_GRID, Setting
-from .exported import FILES, PACKAGES
+from .exported import FILES, HALF, PACKAGES
 from .parts import Size, copies, grid, open_network, open_part, part_bytes
 from .table import EXPANSION, OVERHEAD, LatencyTable, Part, parts, parts_of, widths_of
 from .timing import Progress, Spread, Timer, interleave, no_progress, spread
 
 RUNTIMES = ('pytorch', *FILES)
+BATCHES = {'tensorrt': 64}  # as in the paper; a table's ms are of the whole batch
 REFERENCE = Arch((32, 64, 160, 256), (2, 2, 4, 3), (0, 0, 0, 1))
 GROUP, GROUP_BYTES = 8, 3 * 2 ** 30  # parts timed together, and the memory that they may use
 UNSTEADY, TRIES = .25, 3  # quartiles this far apart, relative to the median, mean a disturbance
@@ -55,12 +56,15 @@ def new_header(runtime: str = 'pytorch', shape: Size = (224, 224), threads: int 
     if len(max_widths) != STAGES or any(n < step or n % step for n in max_widths):
         raise ValueError(f'max-widths {" ".join(map(str, max_widths))}: expected {STAGES} '
                          f'multiples of {step}')
-    here = results.header(Setting(tuple(shape), 1, threads), rounds, 0)
+    setting = Setting(tuple(shape), BATCHES.get(runtime, 1), threads,
+                      'cuda' if runtime == 'tensorrt' else 'cpu')
+    here = results.header(setting, rounds, 0)
     packages = ['Python', 'torch', *PACKAGES[runtime][1:], 'mmeffformer']
     return dict(
-        unit='ms', device=here['cpu'], cores=here['cores'], runtime=runtime,
-        versions={name: here['versions'][name] for name in packages}, precision='fp32',
-        threads=threads, batch=1, shape=list(shape), warm_ups=timing.WARM_UPS, rounds=rounds,
+        unit='ms', device=here['gpu'] or here['cpu'], cores=here['cores'], runtime=runtime,
+        versions={name: here['versions'][name] for name in packages},
+        precision='fp16' if runtime in HALF else 'fp32', threads=threads,
+        batch=setting.batch, shape=list(shape), warm_ups=timing.WARM_UPS, rounds=rounds,
         expansion=EXPANSION, bias_grid=BIAS_GRID, max_widths=max_widths, step=step,
         reference=[list(REFERENCE.widths), list(REFERENCE.depths),
                    list(REFERENCE.attention_blocks)],

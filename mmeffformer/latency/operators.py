@@ -23,7 +23,7 @@ from .exported import FILES, onnx_session, open_file, openvino_model
 from .results import Results, TimerEntry, build_all, header, time_rounds
 from .timing import Call, Progress, Timer, no_progress
 
-RUNTIMES = ('pytorch', *FILES)
+RUNTIMES = ('pytorch', 'onnx', 'openvino')
 EMBEDDING, CONVOLUTION, LINEAR, ATTENTION, OTHER, BETWEEN = (
     'patch embedding', 'convolution', 'linear', 'attention products', 'other',
     'between operators')

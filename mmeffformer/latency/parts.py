@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from ..deploy.export import export
 from ..deploy.runtimes import SUFFIXES
+from ..models import cpu
 from ..models.arch import STAGES, Arch
 from ..models.attention import AttentionBias
 from ..models.backbone import STRIDES
 from ..models.efficientformer import EfficientFormer
 from .candidates import BIAS_GRID
-from .exported import FILES, open_file, open_module
+from .exported import open_file, open_module
 from .table import BLOCKS, EMBEDDING, EXPANSION, STEM, Part
 from .timing import Call
 
@@ -56,7 +57,7 @@ class ParallelCopies(nn.Module):
 
     def forward(self, x: Tensor) -> Union[Tensor, Tuple[Tensor, ...]]:
         """Return the last copy's output; in an exported graph the means of all outputs."""
-        if torch.jit.is_tracing():
+        if cpu.is_captured():
             # Layers without outputs would be removed. Means are small and keep the maps in the
             # runtime's own layout, where outputs would be converted to NCHW.
             return tuple(F.adaptive_avg_pool2d(layer(x), 1) for layer in self.layers)
@@ -102,16 +103,23 @@ def open_part(part: Part, header: Mapping[str, Any], folder: Path) -> Tuple[Call
     """Return a call that runs copies of a part, and their number."""
     count = copies(part, header['shape'])
     module, image = build_part(part, count, header['shape'])
-    path = folder / f'{str(part).replace(" ", "_")}.onnx'
-    return open_module(module, image, header['runtime'], header['threads'], path), count
+    image = image.repeat(header['batch'], 1, 1, 1)
+    path = folder / str(part).replace(' ', '_')
+    return open_module(module, image, header['runtime'], header['threads'], path,
+                       header['precision']), count
 
 
 def open_network(arch: Arch, header: Mapping[str, Any], folder: Path) -> Call:
-    """Return a call that runs a backbone; an exported one is compared with PyTorch."""
+    """Return a call that runs a backbone; an exported one is compared with PyTorch.
+
+    One for TensorRT is not compared.
+    """
     network, runtime = build_network(arch), header['runtime']
-    image = torch.randn(1, 3, *header['shape'])
-    if runtime not in FILES:
-        return open_module(network.switch_to_deploy(), image, runtime, header['threads'], folder)
-    path = folder / f'{len([*folder.iterdir()])}{SUFFIXES[runtime]}'
-    export(network, path, runtime, 'backbone', tuple(header['shape']))
-    return open_file(runtime, path, image, header['threads'])
+    image, precision = torch.randn(header['batch'], 3, *header['shape']), header['precision']
+    path = folder / str(len([*folder.iterdir()]))
+    if runtime not in SUFFIXES:
+        return open_module(network.switch_to_deploy(), image, runtime, header['threads'], path,
+                           precision)
+    path = path.with_suffix(SUFFIXES[runtime])
+    export(network, path, runtime, 'backbone', tuple(header['shape']), precision=precision)
+    return open_file(runtime, path, image, header['threads'], precision)

@@ -14,7 +14,8 @@ from ..utils.markdown import markdown_table
 from .candidates import Candidate, Setting
 from .timing import Progress, cpu_name, interleave, spread
 
-PACKAGES = ('torch', 'torchvision', 'timm', 'onnxruntime', 'openvino', 'mmeffformer')
+PACKAGES = ('torch', 'torchvision', 'timm', 'onnxruntime', 'openvino', 'executorch', 'coremltools',
+            'tensorrt', 'mmeffformer')
 Results = Dict[str, Any]
 TimerEntry = Tuple[str, Callable[[], Any], List]
 

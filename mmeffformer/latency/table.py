@@ -83,7 +83,8 @@ def parts_of(header: Mapping) -> List[Part]:
 def title(header: Mapping) -> str:
     """Return runtime, image size and machine of a table."""
     return (f'{header["runtime"]}, {header["shape"][0]} x {header["shape"][1]} px, '
-            f'{header["device"]}, threads: {header["threads"]} of {header["cores"]}')
+            f'{header["device"]}'  # the cores of a phone are unknown
+            + (f', threads: {header["threads"]} of {header["cores"]}' if header['cores'] else ''))
 
 
 class LatencyTable:

@@ -53,15 +53,16 @@ class Timer:
         device: 'cpu' or 'cuda'.
         warm_ups: Calls before the first that counts, at least one.
         min_ms: Least duration of all repetitions of a sample together.
+        least_calls: Least number of these repetitions.
     """
 
     def __init__(self, call: Call, device: str = 'cpu', warm_ups: int = WARM_UPS,
-                 min_ms: float = MIN_MS):
+                 min_ms: float = MIN_MS, least_calls: int = 1):
         self.call, self.repeats = call, 1
         self.synchronize = torch.cuda.synchronize if device == 'cuda' else lambda: None
         for _ in range(warm_ups):
             ms = self._elapsed_ms()
-        self.repeats = max(1, math.ceil(min_ms / max(ms, 1e-3)))
+        self.repeats = max(least_calls, math.ceil(min_ms / max(ms, 1e-3)))
 
     def __call__(self) -> float:
         if self.repeats > 1:

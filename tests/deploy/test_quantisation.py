@@ -130,7 +130,7 @@ def test_tool(segmentor, repo_root, randomize, monkeypatch, capsys, tmp_path):
     assert 'logits: error' in printed and 'tolerance 0.1, over 4 inputs' in printed
     meta = ExportedFile(tmp_path / 'int8.xml', 'openvino').meta
     assert meta['calibrated_on'] == f'2 images of BaseSegDataset {tmp_path}/data/'
-    with pytest.raises(SystemExit, match='int8: expected openvino, got onnx'):
+    with pytest.raises(SystemExit, match='int8: expected openvino or executorch, got onnx'):
         run('--to', 'onnx', '--out', tmp_path / 'int8.onnx')
     monkeypatch.setitem(sys.modules, 'nncf', None)
     with pytest.raises(SystemExit, match='int8 needs the package nncf'):

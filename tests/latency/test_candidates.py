@@ -1,11 +1,20 @@
 """Specs of candidates, and the candidates that are built."""
 import sys
+from enum import IntEnum
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import Mock
 
+import coremltools
+import onnx
 import pytest
 import torch
 from support.helpers import assert_close
 
+from mmeffformer.deploy import coreml
+from mmeffformer.latency import tensorrt
 from mmeffformer.latency.candidates import Candidate, Setting, build, candidates, count_macs, make
+from mmeffformer.latency.exported import require_packages
 from mmeffformer.models.attention import AttentionBias
 
 TINY = Setting(shape=(64, 96))
@@ -42,6 +51,8 @@ def test_a_spec_names_its_runtime_or_uses_all():
     ('l1:onnx', Setting(batch=2), 'not a batch of 2'),
     ('l1:onnx,bf16', TINY, 'in fp32 only'),
     ('timm:resnet18:openvino,int8', TINY, 'int8: for models of this project, with openvino'),
+    ('l1:coreml,bf16', TINY, 'coreml: in fp32 and fp16 only, not bf16'),
+    ('l1:tensorrt', TINY, 'tensorrt: for --device cuda only'),
     ('l1:cuda-graphs', TINY, 'for --device cuda only'),
 ])
 def test_invalid_specs(spec, setting, message):
@@ -58,6 +69,106 @@ def test_what_a_candidate_needs(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match='finds no GPU'):
         Setting(device='cuda')
+
+
+def test_runtimes_that_are_not_here(monkeypatch):
+    monkeypatch.setattr(coreml, 'RUNS', False)
+    with pytest.raises(ValueError, match='Core ML runs on macOS only. Export the file here'):
+        candidates('l1:coreml,fp16')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='GPUs of NVIDIA only, and torch finds none'):
+        require_packages('tensorrt')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setitem(sys.modules, 'tensorrt', None)
+    with pytest.raises(ValueError, match='tensorrt needs the package tensorrt .*pip install'):
+        candidates('l1:tensorrt,fp16', setting=Setting(batch=64, device='cuda'))
+    monkeypatch.setitem(sys.modules, 'executorch', None)
+    with pytest.raises(ValueError, match=r"needs the package executorch.*'\.\[executorch\]'"):
+        candidates('l1:executorch')
+
+
+class MLModel:
+    """Stands in for coremltools' where Core ML does not run; the arguments are its own."""
+
+    def __init__(self, path, compute_units):
+        self.settings = Path(path).suffix, compute_units.name
+
+    def predict(self, inputs):
+        return dict(inputs, settings=self.settings)
+
+
+@pytest.mark.parametrize('dtype, units', [('fp16', 'CPU_AND_NE'), ('fp32', 'CPU_ONLY')])
+def test_core_ml_runs_on_the_unit_of_the_precision(dtype, units, monkeypatch, tmp_path):
+    monkeypatch.setattr(coremltools.models, 'MLModel', MLModel)
+    monkeypatch.setattr('mmeffformer.latency.candidates.export', exported := Mock())
+    found = build(Candidate('l1', 'coreml', dtype), TINY, tmp_path).call()
+    assert found['settings'] == ('.mlpackage', units) and found['image'].shape == (1, 3, 64, 96)
+    assert exported.call_args.args[2] == 'coreml'
+    assert exported.call_args.kwargs == dict(precision=dtype)
+
+
+def test_tensorrt_reads_a_graph_of_the_batch_and_type(monkeypatch, tmp_path):
+    monkeypatch.setattr('mmeffformer.latency.tensorrt.engine', lambda path, image: (
+        lambda: (onnx.load(str(path)).graph, image)))
+    graph, image = build(Candidate('l1', 'tensorrt', 'fp16'),
+                         Setting(shape=(64, 64), batch=3), tmp_path).call()
+    found = graph.input[0].type.tensor_type
+    assert [each.dim_value for each in found.shape.dim] == [*image.shape] == [3, 3, 64, 64]
+    types = {found.elem_type, *(each.type.tensor_type.elem_type for each in graph.output),
+             *(each.data_type for each in graph.initializer if len(each.dims) == 4)}
+    assert types == {onnx.TensorProto.FLOAT16}
+    assert image.dtype == torch.float16 and graph.input[0].name == 'image'
+
+
+class TensorRT(ModuleType):
+    """Stands in for the package: an engine that doubles the image and records the calls."""
+
+    class NetworkDefinitionCreationFlag(IntEnum):
+        STRONGLY_TYPED = 1
+
+    def __init__(self):
+        super().__init__('tensorrt')
+        self.addresses, self.network, made = {}, None, self
+
+        class Context:
+            def set_tensor_address(self, name, address):
+                made.addresses[name] = address
+
+            def execute_async_v3(self, stream):
+                made.stream = stream
+
+        class Engine:
+            num_io_tensors = 2
+            get_tensor_name = staticmethod(('image', 'output').__getitem__)
+            get_tensor_shape = staticmethod(lambda name: (1, 6, 7, 8))
+            create_execution_context = Context
+
+        self.Logger = Mock(ERROR=1)
+        self.Builder = Mock(return_value=Mock(create_network=self.create_network))
+        self.OnnxParser = Mock()
+        self.Runtime = Mock(return_value=Mock(deserialize_cuda_engine=lambda plan: Engine()))
+
+    def create_network(self, flags):
+        self.network = flags
+
+
+def test_tensorrt_is_called_as_documented(monkeypatch):
+    stub, stream = TensorRT(), Mock(cuda_stream=7)
+    monkeypatch.setitem(sys.modules, 'tensorrt', stub)
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda: stream)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+    monkeypatch.setattr(torch.Tensor, 'cuda', lambda tensor: tensor)
+    empty = torch.empty
+    monkeypatch.setattr(torch, 'empty', lambda size, dtype, device: empty(size, dtype=dtype))
+    image = torch.ones(1, 3, 14, 16, dtype=torch.float16)
+    outputs = tensorrt.engine(Path('model.onnx'), image)()
+    assert [each.shape for each in outputs] == [(1, 6, 7, 8)] and outputs[0].dtype == image.dtype
+    assert stub.addresses == dict(image=image.data_ptr(), output=outputs[0].data_ptr())
+    assert stub.network == 2 and stub.stream == 7 and stream.synchronize.call_count == 1
+    stub.OnnxParser.return_value.parse_from_file.return_value = False
+    stub.OnnxParser.return_value.get_error.return_value.desc.return_value = 'no such operator'
+    with pytest.raises(ValueError, match='TensorRT cannot read model.onnx: no such operator'):
+        tensorrt.engine(Path('model.onnx'), image)
 
 
 @pytest.mark.parametrize('values, message', [

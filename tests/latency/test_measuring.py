@@ -121,7 +121,7 @@ def test_other_settings_do_not_mix(tmp_path):
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(runtime='coreml'), "runtime 'coreml': expected one of pytorch, onnx, openvino"),
+    (dict(runtime='tflite'), "runtime 'tflite': expected one of pytorch, onnx, openvino"),
     (dict(step=15), 'step 15: expected an even number'),
     (dict(max_widths=(16, 40, 32, 32)), 'max-widths 16 40 32 32: expected 4 multiples of 16'),
     (dict(max_widths=(16, 32, 32)), 'max-widths 16 32 32: expected 4'),

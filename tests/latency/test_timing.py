@@ -43,6 +43,7 @@ def test_timer_repeats_what_is_short(monkeypatch):
     assert len(calls) == 2 + 1 + 7  # the first of a sample does not count
     timer = timing.Timer(call, warm_ups=1, min_ms=2)
     assert timer() == pytest.approx(3) and timer.repeats == 1 and len(calls) == 10 + 2
+    assert timing.Timer(call, min_ms=2, least_calls=1000).repeats == 1000
 
 
 def test_peak_is_of_what_lives_at_once():

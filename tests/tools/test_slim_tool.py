@@ -14,6 +14,9 @@ from support.helpers import made_up_table
 from support.helpers import run_tool as run
 
 from mmeffformer.datasets import write_ade20k
+from mmeffformer.latency import phone
+from mmeffformer.latency.parts import grid, part_bytes
+from mmeffformer.latency.table import Part, parts
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'tests/data/semfpn_super_tiny.py'
@@ -66,6 +69,32 @@ def test_search_and_training(searched, tmp_path):
     assert cv2.imread(str(folder / 'path.png')).shape[1] > 600
     run('tools/train.py', folder / 'slimmed.py', '--work-dir', tmp_path / 'trained')
     assert (tmp_path / 'trained/iter_2.pth').exists()
+
+
+def made_up_ms(part) -> float:
+    """Return ms in proportion to the multiply-accumulates of a part."""
+    rows, cols = grid(part.stage, (64, 96))
+    return .01 + (part.kind != 'overhead' and 1e-8 * rows * cols * part_bytes(part, (64, 96)))
+
+
+def test_search_for_a_phone(trained, monkeypatch, tmp_path):
+    """Its parts are exported, timed and imported; nothing is measured here."""
+    monkeypatch.setattr(phone, '_export', lambda row, path, header: path.touch())
+    header = phone.phone_header('executorch', (64, 96), (16, 32, 48, 48), 16)
+    listed = phone.export_parts(header, tmp_path / 'parts')
+    lines = [','.join(phone.COLUMNS)]
+    for row in phone.rows_of(header):
+        ms = (row.copies * made_up_ms(row.what) if isinstance(row.what, Part)
+              else sum(map(made_up_ms, parts(row.what))))
+        lines.append(f'{row.name}.pte,{row.name},{row.copies},{ms}')
+    listed.write_text('\n'.join(lines))
+    table = tmp_path / 'table.json'
+    run('tools/latency_table.py', '--import', listed, '--device-name', 'Pixel', '--out', table)
+    printed = run(*command((*trained[:2], table), tmp_path / 'slim', '--target', '70%'))
+    assert 'executorch, 64 x 96 px, Pixel' in printed and 'nothing is measured' in printed
+    steps = journal(tmp_path / 'slim')['steps']
+    assert steps[-1]['ms'] <= .7 * steps[0]['ms'] < steps[-2]['ms']
+    assert (tmp_path / 'slim/slimmed.py').exists()
 
 
 def test_killed_search_ends_in_the_same_networks(trained, searched, tmp_path):
