@@ -126,8 +126,7 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         images: Normalised float images (1, C, H, W) to compare on besides random inputs. They
             are resized to the sizes compared at.
         meta: Further metadata of the file.
-        calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on (OpenVINO,
-            ExecuTorch).
+        calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on.
             It is made if the fp32 file matches, and compared on ``images`` only.
         precision: 'fp16', the default for Core ML and possible there only, or 'fp32'.
 
@@ -154,17 +153,23 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         if calibration is not None:
             fp32, file = file, Path(folder) / 'int8' / path.name
             file.parent.mkdir()
-            if to == 'executorch':  # quantises the network rather than the fp32 file
-                part = traceable(fuse(deepcopy(model)), what)
-                int8 = dict(meta, what=what, outputs=list(part.output_names), precision='int8')
-                write_executorch(part, file, inputs[0], int8, calibration)
-            else:
-                quantise(fp32, file, calibration, None if dynamic else shape)
+            _write_int8(model, what, fp32, file, to, inputs[0], meta, calibration)
             inputs = resized_inputs(channels, shape, dynamic, images)
             compared = compare(model, what, ExportedFile(file, to), inputs, 'int8')
             check_matches(compared, f'{path} was not written: {to} in int8')
         _move(file.parent, path.parent)
     return compared
+
+
+def _write_int8(model: nn.Module, what: str, fp32: Path, file: Path, to: str, image: Tensor,
+                meta: Dict, calibration: Sequence[Tensor]) -> None:
+    """Write an int8 file, for OpenVINO of the fp32 file, for ExecuTorch of the model."""
+    if to == 'openvino':
+        quantise(fp32, file, calibration, None if meta['dynamic'] else meta['shape'])
+        return
+    part = traceable(fuse(deepcopy(model)), what)
+    meta = dict(meta, what=what, outputs=list(part.output_names), precision='int8')
+    write_executorch(part, file, image, meta, calibration)
 
 
 def _write_checked(model: nn.Module, what: str, file: Path, to: str, inputs: Sequence[Tensor],
