@@ -30,14 +30,7 @@ from .comparison import (
     expected_outputs,
 )
 from .coreml import RUNS, TYPES, check_program, write_coreml
-from .graphs import (
-    PARTS,
-    Traceable,
-    TwoStageDetector,
-    describe_part,
-    input_channels,
-    traceable,
-)
+from .graphs import PARTS, describe_part, input_channels, traceable
 from .inputs import (
     MIN_SIZE,
     Size,
@@ -48,6 +41,7 @@ from .inputs import (
 )
 from .quantisation import TrainingImages, check_int8, quantise
 from .runtimes import INPUT, SUFFIXES, ExportedFile, describe, require
+from .tracing import Traceable
 
 OPSET = 17  # of ONNX; RoIAlign as in mmdet needs 16
 
@@ -280,13 +274,10 @@ def _no_tracer_warnings() -> Iterator[None]:
 
 def _write_onnx(part: Traceable, path: Path, image: Tensor, meta: Dict) -> None:
     onnx = require('onnx', 'onnx')
-    axes = {}
+    axes = part.dynamic_axes(meta['dynamic'])
     if meta['dynamic']:
         image = image.new_zeros(*image.shape[:2], *_trace_size(part))
-        axes = {name: {2: f'{name}_height', 3: f'{name}_width'} for name in part.output_names}
         axes[INPUT] = {2: 'height', 3: 'width'}
-    if isinstance(part, TwoStageDetector):
-        axes.update({name: {0: 'detections'} for name in part.output_names})
     tracer = {} if torch.__version__ < '2.5' else dict(dynamo=False)
     with torch.no_grad(), _no_tracer_warnings():
         torch.onnx.export(part, (torch.zeros_like(image), ), str(path), input_names=[INPUT],
