@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from .graphs import window_logits
+from .inputs import MIN_SIZE
 
 Outputs = Dict[str, Tensor]
 
@@ -170,6 +171,19 @@ def expected_outputs(model: nn.Module, what: str, image: Tensor) -> Outputs:
                                          batch_input_shape=size, scale_factor=(1., 1.)))
     compute = _two_stage_outputs if hasattr(model, 'roi_head') else _one_stage_outputs
     return compute(model, model.extract_feat(image), sample)
+
+
+def size_divisor(model: nn.Module, what: str, channels: int) -> int:
+    """Return a number of px of which the sides of images for a part must be multiples.
+
+    Necks such as RTMDet's double the size of a coarse feature map to add it to a finer one, which
+    fits only if no stage has rounded up.
+    """
+    try:
+        expected_outputs(model, what, torch.zeros(1, channels, MIN_SIZE + 1, 3 * MIN_SIZE - 1))
+    except Exception:  # if not because of the size, comparing raises it again
+        return MIN_SIZE
+    return 1
 
 
 def _two_stage_outputs(model: nn.Module, features: Sequence[Tensor], sample) -> Outputs:

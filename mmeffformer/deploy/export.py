@@ -28,6 +28,7 @@ from .comparison import (
     check_matches,
     compare,
     expected_outputs,
+    size_divisor,
 )
 from .coreml import RUNS, TYPES, check_program, write_coreml
 from .graphs import PARTS, describe_part, input_channels, traceable
@@ -132,18 +133,20 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
     precision = precision or ('fp16' if to == 'coreml' else 'fp32')
     _check_arguments(model, path, to, what, shape, dynamic, calibration, images, precision)
     model.eval()
-    meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, precision=precision)
     channels = input_channels(model)
+    divisor = size_divisor(model, what, channels) if dynamic else 1
+    meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, size_divisor=divisor,
+                precision=precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         file = Path(folder) / path.name
-        inputs = resized_inputs(channels, shape, dynamic, images, noise=True)
+        inputs = resized_inputs(channels, shape, dynamic, images, True, divisor)
         compared = _write_checked(model, what, file, to, inputs, meta)
         if calibration is not None:
             fp32, file = file, Path(folder) / 'int8' / path.name
             file.parent.mkdir()
             quantise(fp32, file, calibration, None if dynamic else shape)
-            inputs = resized_inputs(channels, shape, dynamic, images)
+            inputs = resized_inputs(channels, shape, dynamic, images, divisor=divisor)
             compared = compare(model, what, ExportedFile(file, to), inputs, 'int8')
             check_matches(compared, f'{path} was not written: {to} in int8')
         _move(file.parent, path.parent)
