@@ -237,9 +237,10 @@ def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Si
         if dynamic:
             raise ValueError('Core ML: --dynamic is for onnx and openvino; export one file for '
                              'each size that you need')
-        if what == 'model' and hasattr(model, 'roi_head'):
-            raise ValueError('Core ML: a detector cannot be exported whole, because coremltools '
-                             'has no roi_align; export its backbone and neck with --what neck')
+        if what == 'model' and not hasattr(model, 'encode_decode'):
+            raise ValueError('Core ML: a detector cannot be exported whole, because the number of '
+                             'detections varies, and coremltools has no roi_align; export its '
+                             'backbone and neck with --what neck')
         if any(isinstance(module, AttentionBias) and module.mode == 'legacy'
                for module in model.modules()):
             raise ValueError("Core ML: bias_mode='legacy' cannot be exported, because coremltools "

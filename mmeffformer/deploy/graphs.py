@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H rows, W columns.
 """
 from typing import Tuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -70,8 +71,11 @@ class Features(Traceable):
 
     def __init__(self, backbone: nn.Module, *neck: nn.Module):
         super().__init__()
-        self.modules_in_order = nn.ModuleList([backbone, *neck])
-        count = neck[0].num_outs if neck else len(backbone.out_indices)
+        self.modules_in_order = nn.ModuleList([backbone, *neck]).eval()
+        last = neck[0] if neck else backbone
+        if (count := getattr(last, 'num_outs', None)) is None:
+            count = len(getattr(last, 'out_indices', ())) or len(self.compute(
+                torch.zeros(1, input_channels(backbone), 320, 320)))  # necks of SSD and YOLOF
         self.output_names = tuple(f'feature{i}' for i in range(count))
 
     def compute(self, image: Tensor) -> Tuple[Tensor, ...]:

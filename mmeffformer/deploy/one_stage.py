@@ -146,15 +146,15 @@ def _settings(model: nn.Module) -> Iterator[Tuple[str, Any, Any]]:
     from mmdet.models import SingleStageDetector, dense_heads
 
     def chosen(name: str, value: Any, supported: List) -> Tuple[str, str, str]:
-        names = [each if isinstance(each, str) else each.__qualname__
+        names = [each if isinstance(each, str) else each.__qualname__.split('.')[0]
                  for each in (value, *supported)]
         return name, names[0], names[0] if value in supported else ' or '.join(names[1:])
 
     head = model.bbox_head
-    yield chosen("the detector's predict", type(model).predict, [SingleStageDetector.predict])
+    yield chosen('the class of predict', type(model).predict, [SingleStageDetector.predict])
     for name, classes in METHODS.items():
         if method := getattr(type(head), name, None):
-            yield chosen(f"the bbox_head's {name}", method,
+            yield chosen(f"the class of the bbox_head's {name}", method,
                          [getattr(getattr(dense_heads, each), name) for each in classes])
     if hasattr(head, 'bbox_coder'):
         yield chosen('bbox_coder', type(head.bbox_coder).__name__, CODERS)

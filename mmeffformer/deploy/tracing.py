@@ -93,7 +93,7 @@ def one_more(boxes: Tensor) -> Tensor:
 
 
 def check_settings(settings: Iterable[Tuple[str, Any, Any]]) -> None:
-    """Raise a ValueError for a setting, as (name, value, supported value), that is not supported."""
+    """Raise a ValueError if a value is not the supported one, of (name, value, supported)."""
     for name, value, expected in settings:
         if value != expected:
             raise ValueError(f'{name} is {value!r}: a whole detector can be exported with '
