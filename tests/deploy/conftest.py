@@ -95,9 +95,8 @@ def build_one_stage(arch, randomize):
         for part in (*iter_dicts(cfg.model.get('neck')), *iter_dicts(cfg.model.bbox_head)):
             narrow(part)
         cfg.merge_from_dict(options)
-        model = build_model(cfg)
-        randomize(model)
-        return model.eval()
+        init_default_scope(cfg.default_scope)
+        return randomize(revert_sync_batchnorm(MODELS.build(cfg.model))).eval()
 
     return built
 
