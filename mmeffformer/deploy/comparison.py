@@ -174,7 +174,7 @@ def expected_outputs(model: nn.Module, what: str, image: Tensor) -> Outputs:
 
 
 def size_divisor(model: nn.Module, what: str, channels: int) -> int:
-    """Return a number of px of which the sides of images for a part must be multiples.
+    """Return 32 if the sides of images for a part must be multiples of 32 px, else 1.
 
     Necks such as RTMDet's double the size of a coarse feature map to add it to a finer one, which
     fits only if no stage has rounded up.

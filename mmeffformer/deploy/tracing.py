@@ -1,4 +1,4 @@
-"""What all graphs share: their base class, and steps that can be traced on tensors of any size.
+"""Base classes of graphs, and steps of detectors that can be traced for any size.
 
 Shapes: B batch, C channels, H rows, W columns, N detections.
 """
@@ -36,7 +36,7 @@ class Detector(Traceable):
     """A module that maps an image (1, C, H, W) to N detections, best first.
 
     Outputs: boxes (N, 4) as x1, y1, x2, y2 in px of the image; scores (N); labels (N), the
-    classes' indices; and what else a subclass lists.
+    classes' indices; and those that a subclass adds.
     """
 
     output_names = ('boxes', 'scores', 'labels')
