@@ -3,6 +3,7 @@
 Shapes: H rows, W columns, N detections.
 """
 import math
+from copy import copy
 from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from .graphs import window_logits
+from .inputs import MIN_SIZE
 
 Outputs = Dict[str, Tensor]
 
@@ -25,6 +27,7 @@ FP16_TOLERANCE = 2e-2
 # 0.01 to 0.05; activation ranges of other images soon give 1. Detections near the threshold come
 # and go, and where int8 moves a box, its mask moves along.
 INT8_TOLERANCE, INT8_DETECTIONS_TOLERANCE, INT8_IOU = 0.1, 0.2, 0.5
+BOXES_AND_MASKS = ('boxes', 'masks', 'mask_logits')
 TOLERANCES = dict(fp32=TOLERANCE, fp16=FP16_TOLERANCE, int8=INT8_TOLERANCE)
 
 
@@ -90,7 +93,7 @@ def compare(model: nn.Module, what: str, run: Callable[[Tensor], Outputs],
     compared = []
     for name, pairs in found.items():
         tolerance = TOLERANCES[precision]
-        if name == 'detections' or int8 and name in ('boxes', 'masks'):
+        if name == 'detections' or int8 and name in BOXES_AND_MASKS:
             tolerance = INT8_DETECTIONS_TOLERANCE if int8 else DETECTIONS_TOLERANCE
         if name == 'detections':
             error, reference = map(sum, zip(*pairs))
@@ -148,7 +151,7 @@ def _match(expected: Outputs, actual: Outputs, side: int, int8: bool
                for found in (expected, actual)]
     reference = sum(weight.sum().item() for weight in weights)
     error = reference - 2 * torch.minimum(weights[0][rows], weights[1][columns]).sum().item()
-    names = [name for name in expected if not int8 or name in ('boxes', 'masks')]
+    names = [name for name in expected if not int8 or name in BOXES_AND_MASKS]
     return ({name: expected[name][rows] for name in names},
             {name: actual[name][columns] for name in names}, (error, reference))
 
@@ -163,11 +166,29 @@ def expected_outputs(model: nn.Module, what: str, image: Tensor) -> Outputs:
     if hasattr(model, 'encode_decode'):
         return dict(logits=window_logits(model, image))
     from mmdet.structures import DetDataSample
-    from mmdet.structures.bbox import bbox2roi
     size = tuple(image.shape[2:])
     sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size,
                                          batch_input_shape=size, scale_factor=(1., 1.)))
-    features, roi = model.extract_feat(image), model.roi_head
+    compute = _two_stage_outputs if hasattr(model, 'roi_head') else _one_stage_outputs
+    return compute(model, model.extract_feat(image), sample)
+
+
+def size_divisor(model: nn.Module, what: str, channels: int) -> int:
+    """Return 32 if the sides of images for a part must be multiples of 32 px, else 1.
+
+    Necks such as RTMDet's double the size of a coarse feature map to add it to a finer one, which
+    fits only if no stage has rounded up.
+    """
+    try:
+        expected_outputs(model, what, torch.zeros(1, channels, MIN_SIZE + 1, 3 * MIN_SIZE - 1))
+    except Exception:  # if not because of the size, comparing raises it again
+        return MIN_SIZE
+    return 1
+
+
+def _two_stage_outputs(model: nn.Module, features: Sequence[Tensor], sample) -> Outputs:
+    from mmdet.structures.bbox import bbox2roi
+    roi = model.roi_head
     proposals = model.rpn_head.predict(features, [sample], rescale=False)
     found, = roi.predict_bbox(features, [sample.metainfo], proposals, roi.test_cfg, rescale=False)
     outputs = dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
@@ -176,4 +197,19 @@ def expected_outputs(model: nn.Module, what: str, image: Tensor) -> Outputs:
         masks = head(extractor(features[:extractor.num_inputs], bbox2roi([found.bboxes])))
         classes = torch.zeros_like(found.labels) if head.class_agnostic else found.labels
         outputs['masks'] = masks[torch.arange(len(found)), classes].sigmoid()
+    return outputs
+
+
+def _one_stage_outputs(model: nn.Module, features: Sequence[Tensor], sample) -> Outputs:
+    head, logits = copy(model.bbox_head), []
+    if with_masks := hasattr(head, '_mask_predict_by_feat_single'):
+        def record(*args: Tensor) -> Tensor:
+            logits.append(model.bbox_head._mask_predict_by_feat_single(*args))
+            return logits[0]
+
+        head._mask_predict_by_feat_single = record
+    found, = head.predict(features, [sample], rescale=False)
+    outputs = dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
+    if with_masks:  # mmdet computes no masks of no detections
+        outputs['mask_logits'] = logits[0] if logits else features[0][0, :0]
     return outputs

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .graphs import Traceable
 from .runtimes import INPUT, describe, require
+from .tracing import Traceable
 
 RUNS = platform.system() == 'Darwin'
 # Names of types in Core ML's specification. The neural engine computes in fp16 only.

@@ -3,6 +3,7 @@ from copy import copy
 from typing import List, Optional
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -58,7 +59,10 @@ class ExportedModel(BaseModel):
             found.append(InstanceData(bboxes=torch.minimum(each['boxes'], limit),
                                       scores=each['scores'], labels=each['labels']))
         metas = [sample.metainfo for sample in data_samples]
-        if 'masks' in outputs[0]:
+        if 'mask_logits' in outputs[0]:
+            found = [self._with_masks(*each) for each in zip(
+                found, (each['mask_logits'] for each in outputs), metas)]
+        elif 'masks' in outputs[0]:
             head = self.model.roi_head.mask_head
             # The head selects the mask of each box's class; the file has this one only.
             classes = 1 if head.class_agnostic else head.num_classes
@@ -70,6 +74,15 @@ class ExportedModel(BaseModel):
             for each, meta in zip(found, metas):
                 each.bboxes /= each.bboxes.new_tensor(meta['scale_factor']).repeat(2)
         return self.model.add_pred_to_datasample(data_samples, found)
+
+    def _with_masks(self, found: InstanceData, logits: Tensor, meta: dict) -> InstanceData:
+        """Return detections and masks in the original image, as RTMDet-Ins predicts them."""
+        head = copy(self.model.bbox_head)
+        # The head computes logits from kernels, after nms that only sorts here.
+        head._mask_predict_by_feat_single = lambda _, kernels, __: kernels
+        found.kernels, found.priors = logits, found.bboxes
+        return head._bbox_mask_post_process(found, None, ConfigDict(head.test_cfg, nms=None),
+                                            rescale=True, img_meta=meta)
 
     def _logits(self, inputs: Tensor, _metas: List[dict]) -> Tensor:
         return torch.cat([self.file(image[None])['logits'] for image in inputs]).to(inputs.device)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.attention import AttentionBias
-from .graphs import Traceable
 from .inputs import resized_inputs
 from .runtimes import describe, require
+from .tracing import Traceable
 
 
 @torch.no_grad()

@@ -29,17 +29,11 @@ from .comparison import (
     check_matches,
     compare,
     expected_outputs,
+    size_divisor,
 )
 from .coreml import RUNS, TYPES, check_program, write_coreml
 from .executorch import write_executorch
-from .graphs import (
-    PARTS,
-    Traceable,
-    TwoStageDetector,
-    describe_part,
-    input_channels,
-    traceable,
-)
+from .graphs import PARTS, describe_part, input_channels, traceable
 from .inputs import (
     MIN_SIZE,
     Size,
@@ -50,9 +44,10 @@ from .inputs import (
 )
 from .quantisation import TrainingImages, check_int8, quantise
 from .runtimes import INPUT, SUFFIXES, ExportedFile, describe, require
+from .tracing import Traceable
 
 # Formats of one size: name, and why detectors are not exported whole.
-FIXED = {'coreml': ('Core ML', 'coremltools has no roi_align'),
+FIXED = {'coreml': ('Core ML', 'detections vary in number, and coremltools has no roi_align'),
          'executorch': ('ExecuTorch', 'it has neither nms nor roi_align')}
 OPSET = 17  # of ONNX; RoIAlign as in mmdet needs 16
 
@@ -143,18 +138,20 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
     precision = precision or ('fp16' if to == 'coreml' else 'fp32')
     _check_arguments(model, path, to, what, shape, dynamic, calibration, images, precision)
     model.eval()
-    meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, precision=precision)
     channels = input_channels(model)
+    divisor = size_divisor(model, what, channels) if dynamic else 1
+    meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, size_divisor=divisor,
+                precision=precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         file = Path(folder) / path.name
-        inputs = resized_inputs(channels, shape, dynamic, images, noise=True)
+        inputs = resized_inputs(channels, shape, dynamic, images, True, divisor)
         compared = _write_checked(model, what, file, to, inputs, meta)
         if calibration is not None:
             fp32, file = file, Path(folder) / 'int8' / path.name
             file.parent.mkdir()
             _write_int8(model, what, fp32, file, to, inputs[0], meta, calibration)
-            inputs = resized_inputs(channels, shape, dynamic, images)
+            inputs = resized_inputs(channels, shape, dynamic, images, divisor=divisor)
             compared = compare(model, what, ExportedFile(file, to), inputs, 'int8')
             check_matches(compared, f'{path} was not written: {to} in int8')
         _move(file.parent, path.parent)
@@ -257,7 +254,7 @@ def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Si
         if dynamic:
             raise ValueError(f'{name}: --dynamic is for onnx and openvino; export one file for '
                              'each size that you need')
-        if what == 'model' and hasattr(model, 'roi_head'):
+        if what == 'model' and not hasattr(model, 'encode_decode'):
             raise ValueError(f'{name}: a detector cannot be exported whole, because {detector}; '
                              'export its backbone and neck with --what neck')
     if to == 'coreml' and any(isinstance(module, AttentionBias) and module.mode == 'legacy'
@@ -297,13 +294,10 @@ def _no_tracer_warnings() -> Iterator[None]:
 
 def _write_onnx(part: Traceable, path: Path, image: Tensor, meta: Dict) -> None:
     onnx = require('onnx', 'onnx')
-    axes = {}
+    axes = part.dynamic_axes(meta['dynamic'])
     if meta['dynamic']:
         image = image.new_zeros(*image.shape[:2], *_trace_size(part))
-        axes = {name: {2: f'{name}_height', 3: f'{name}_width'} for name in part.output_names}
         axes[INPUT] = {2: 'height', 3: 'width'}
-    if isinstance(part, TwoStageDetector):
-        axes.update({name: {0: 'detections'} for name in part.output_names})
     tracer = {} if torch.__version__ < '2.5' else dict(dynamo=False)
     with torch.no_grad(), _no_tracer_warnings():
         torch.onnx.export(part, (torch.zeros_like(image), ), str(path), input_names=[INPUT],

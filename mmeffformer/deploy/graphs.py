@@ -1,27 +1,21 @@
-"""Models as traceable graphs.
+"""Models and their parts as traceable graphs, for images of any size.
 
-Between its modules mmdet uses lists of results, branches on the number of detections, and
-operators of its own, which cannot be traced. The classes here call the same modules, and take the
-steps between them on tensors alone, for one image of any size.
-
-Shapes: B batch, H rows, W columns, N detections, R regions of interest.
+Shapes: B batch, C channels, H rows, W columns.
 """
-import math
-from typing import Any, Iterator, Sequence, Tuple
+from typing import Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.onnx.operators import shape_as_tensor
-from torch.overrides import TorchFunctionMode
-from torchvision.ops import nms, roi_align
 
-from ..utils.config import class_name
+from .one_stage import OneStageDetector, is_one_stage
+from .tracing import Traceable
+from .two_stage import TwoStageDetector
 
 PARTS = ('backbone', 'neck', 'model')
 
 
-def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
+def traceable(model: nn.Module, what: str = 'model') -> Traceable:
     """Return a part of a detector or segmentor, or the whole, as a module that can be traced.
 
     It shares the modules of ``model`` and sets them to eval mode. It maps normalised float
@@ -48,11 +42,13 @@ def traceable(model: nn.Module, what: str = 'model') -> 'Traceable':
         return Features(model.backbone, model.neck).eval()
     if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
         return TwoStageDetector(model).eval()
+    if is_one_stage(model):
+        return OneStageDetector(model).eval()
     if hasattr(model, 'encode_decode'):
         return Segmentor(model).eval()
-    raise ValueError(f'{describe_part(model, "model")} cannot be exported: expected a two-stage '
-                     'detector such as MaskRCNN, or a segmentor. Export its backbone or neck '
-                     "(what='backbone' or 'neck')")
+    raise ValueError(f'{describe_part(model, "model")} cannot be exported: expected a '
+                     'detector such as MaskRCNN, RetinaNet or RTMDet, or a segmentor. Export its '
+                     "backbone or neck (what='backbone' or 'neck')")
 
 
 def input_channels(model: nn.Module) -> int:
@@ -70,27 +66,16 @@ def describe_part(model: nn.Module, what: str) -> str:
                      for each in (part if isinstance(part, nn.ModuleList) else [part]))
 
 
-class Traceable(nn.Module):
-    """A module that maps an image to a tuple of tensors, named ``output_names``."""
-
-    output_names: Tuple[str, ...] = ()
-
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
-        """Return the outputs for an image (B, C, H, W)."""
-        with AdaptivePooling():
-            return self.compute(image)
-
-    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
-        raise NotImplementedError
-
-
 class Features(Traceable):
     """Feature maps of a backbone, or of a backbone and its neck, finest first."""
 
     def __init__(self, backbone: nn.Module, *neck: nn.Module):
         super().__init__()
-        self.modules_in_order = nn.ModuleList([backbone, *neck])
-        count = neck[0].num_outs if neck else len(backbone.out_indices)
+        self.modules_in_order = nn.ModuleList([backbone, *neck]).eval()
+        last = neck[0] if neck else backbone
+        if (count := getattr(last, 'num_outs', None)) is None:
+            count = len(getattr(last, 'out_indices', ())) or len(self.compute(
+                torch.zeros(1, input_channels(backbone), 320, 320)))  # necks of SSD and YOLOF
         self.output_names = tuple(f'feature{i}' for i in range(count))
 
     def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
@@ -126,193 +111,3 @@ class Segmentor(Traceable):
 def window_logits(model: nn.Module, image: Tensor) -> Tensor:
     """Return the logits (B, classes, H, W) of an mmseg segmentor, not slid, without sigmoid."""
     return model.encode_decode(image, [dict(img_shape=image.shape[2:])] * image.shape[0])
-
-
-class AdaptivePooling(TorchFunctionMode):
-    """Compute adaptive average pooling as matrix products, which can be exported for any size.
-
-    ONNX pools adaptively only to sizes that divide the input's, which must be fixed.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is nn.functional.adaptive_avg_pool2d:
-            return _adaptive_avg_pool2d(*args, **kwargs or {})
-        return func(*args, **kwargs or {})
-
-
-def _adaptive_avg_pool2d(input: Tensor, output_size) -> Tensor:
-    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size, ) * 2
-    if all(size == 1 for size in sizes):
-        return input.mean((2, 3), keepdim=True)
-    rows, cols = (size if size is None else _bins(shape_as_tensor(input)[axis], size, input.dtype)
-                  for axis, size in zip((2, 3), sizes))
-    pooled = input if rows is None else rows @ input
-    return pooled if cols is None else pooled @ cols.T
-
-
-def _bins(count: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
-    """Return weights (bins, count) that average a line of ``count`` cells in bins."""
-    index, cells = torch.arange(bins)[:, None], torch.arange(count)
-    start, end = index * count // bins, ((index + 1) * count + bins - 1) // bins
-    return ((cells >= start) & (cells < end)).to(dtype) / (end - start)
-
-
-class TwoStageDetector(Traceable):
-    """Detections of an mmdet Faster or Mask R-CNN in one image (1, C, H, W), best first.
-
-    Outputs: boxes (N, 4) as x1, y1, x2, y2 in px of the image; scores (N); labels (N), the
-    classes' indices; and, with a mask head, masks (N, 28, 28), the probability of each cell of
-    a grid over the box.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.backbone, self.neck = model.backbone, model.neck
-        self.rpn, self.roi = model.rpn_head, model.roi_head
-        _check_detector(self.rpn, self.roi)
-        self.output_names = ('boxes', 'scores', 'labels') + ('masks', ) * self.roi.with_mask
-        for i, base in enumerate(self.rpn.anchor_generator.base_anchors):
-            self.register_buffer(f'anchors{i}', base, persistent=False)
-
-    def compute(self, image: Tensor) -> Tuple[Tensor, ...]:
-        features = self.neck(self.backbone(image))
-        size = shape_as_tensor(image)[[3, 2, 3, 2]].to(image)  # W, H, W, H
-        boxes, scores, labels = self._classify(features, self._propose(features, size), size)
-        if not self.roi.with_mask:
-            return boxes, scores, labels
-        return boxes, scores, labels, self._segment(features, boxes, labels)
-
-    def _propose(self, features: Sequence[Tensor], size: Tensor) -> Tensor:
-        """Return the best region proposals (R, 4)."""
-        cfg, rpn = self.rpn.test_cfg, self.rpn
-        boxes, scores, levels = [], [], []
-        for i, (logits, deltas) in enumerate(zip(*rpn(features))):
-            anchors = _shifted(getattr(self, f'anchors{i}'), logits,
-                               rpn.anchor_generator.strides[i])
-            deltas = deltas[0].permute(1, 2, 0).reshape(-1, 4)
-            score = logits[0].permute(1, 2, 0).reshape(-1).sigmoid()
-            if cfg.nms_pre > 0:
-                # The number of scores is a node of the graph.
-                score, best = score.topk(
-                    torch.minimum(torch.tensor(cfg.nms_pre), shape_as_tensor(score)[0]))
-                anchors, deltas = anchors[best], deltas[best]
-            boxes.append(_decode(rpn.bbox_coder, anchors, deltas, size))
-            scores.append(score)
-            levels.append(torch.full_like(score, i))
-        boxes, scores, levels = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
-        large = (boxes[:, 2:] - boxes[:, :2] > cfg.min_bbox_size).all(1).nonzero()[:, 0]
-        boxes, scores, levels = boxes[large], scores[large], levels[large]
-        return boxes[_grouped_nms(boxes, scores, levels, cfg, size)]
-
-    def _classify(self, features: Sequence[Tensor], regions: Tensor, size: Tensor
-                  ) -> Tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (N, 4), scores (N) and labels (N) of the objects in the regions (R, 4)."""
-        cfg, head = self.roi.test_cfg, self.roi.bbox_head
-        logits, deltas = head(_pool(self.roi.bbox_roi_extractor, features, _one_more(regions)))
-        scores = logits.softmax(1)[:-1, :-1]  # the last class is background
-        region, labels = (scores > cfg.score_thr).nonzero().unbind(1)
-        deltas = (deltas[region] if head.reg_class_agnostic
-                  else deltas.unflatten(1, (-1, 4))[region, labels])
-        boxes = _decode(head.bbox_coder, regions[region], deltas, size)
-        scores = scores[region, labels]
-        keep = _grouped_nms(boxes, scores, labels, cfg, size)
-        return boxes[keep], scores[keep], labels[keep]
-
-    def _segment(self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Return the mask probabilities (N, 28, 28) of each box's class."""
-        extractor = self.roi.mask_roi_extractor or self.roi.bbox_roi_extractor
-        logits = self.roi.mask_head(_pool(extractor, features, _one_more(boxes)))[:-1]
-        if self.roi.mask_head.class_agnostic:
-            return logits[:, 0].sigmoid()
-        return logits[torch.arange(labels.shape[0], device=labels.device), labels].sigmoid()
-
-
-def _check_detector(rpn: nn.Module, roi: nn.Module) -> None:
-    """Raise a ValueError where a part computes something else than TwoStageDetector does."""
-    for name, value, expected in _settings(rpn, roi):
-        if value != expected:
-            raise ValueError(f'{name} is {value!r}: a whole detector can be exported with '
-                             f"{expected!r} only. Export its neck (what='neck')")
-
-
-def _settings(rpn: nn.Module, roi: nn.Module) -> Iterator[Tuple[str, Any, Any]]:
-    """Yield name, value and supported value of each setting; types come first, as later settings
-    exist in the supported types only."""
-    from mmcv.ops import RoIAlign
-    from mmdet.models.dense_heads import RPNHead
-    from mmdet.models.roi_heads import StandardRoIHead
-    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
-    from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
-
-    def kind(name: str, part: nn.Module, expected: type) -> Tuple[str, str, str]:
-        return name, type(part).__name__, expected.__name__
-
-    yield kind('rpn_head', rpn, RPNHead)
-    yield kind('roi_head', roi, StandardRoIHead)
-    yield kind('anchor_generator', rpn.anchor_generator, AnchorGenerator)
-    yield 'rpn_head.use_sigmoid_cls', rpn.use_sigmoid_cls, True
-    yield 'roi_head.shared_head', roi.with_shared_head, False
-    yield 'bbox_head.custom_cls_channels', roi.bbox_head.custom_cls_channels, False
-    for head in (rpn, roi.bbox_head):
-        yield kind('bbox_coder', head.bbox_coder, DeltaXYWHBBoxCoder)
-        yield 'bbox_coder.add_ctr_clamp', head.bbox_coder.add_ctr_clamp, False
-    for cfg in (rpn.test_cfg, roi.test_cfg):
-        yield 'test_cfg.nms.type', class_name({'type': 'nms', **cfg.nms}), 'nms'
-    for extractor in filter(None, (roi.bbox_roi_extractor,
-                                   getattr(roi, 'mask_roi_extractor', None))):
-        yield kind('roi_extractor', extractor, SingleRoIExtractor)
-        for layer in extractor.roi_layers:
-            yield kind('roi_layer', layer, RoIAlign)
-            yield 'roi_layer.pool_mode', layer.pool_mode, 'avg'
-            # ONNX takes a negative ratio for 0, which samples by the size of the box.
-            yield 'roi_layer.sampling_ratio', layer.sampling_ratio, max(layer.sampling_ratio, 0)
-
-
-def _shifted(base: Tensor, like: Tensor, stride: Tuple[int, int]) -> Tensor:
-    """Return anchors (H * W * A, 4) around every cell of ``like`` (1, _, H, W), from (A, 4)."""
-    rows, cols = like.shape[2:]
-    y, x = torch.meshgrid(torch.arange(rows, device=base.device) * stride[1],
-                          torch.arange(cols, device=base.device) * stride[0], indexing='ij')
-    shifts = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)
-    return (base + shifts).reshape(-1, 4)
-
-
-def _one_more(boxes: Tensor) -> Tensor:
-    """Return boxes (R + 1, 4): some runtimes cannot run a head on zero regions."""
-    return torch.cat([boxes, boxes.new_tensor([[0., 0., 1., 1.]])])
-
-
-def _decode(coder, boxes: Tensor, deltas: Tensor, size: Tensor) -> Tensor:
-    """Return boxes (R, 4) moved and scaled by deltas (R, 4), as ``DeltaXYWHBBoxCoder`` does."""
-    deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
-    limit = abs(math.log(16 / 1000))
-    extent = boxes[:, 2:] - boxes[:, :2]
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + deltas[:, :2] * extent
-    half = extent * deltas[:, 2:].clamp(-limit, limit).exp() / 2
-    decoded = torch.cat([centre - half, centre + half], 1)
-    return torch.minimum(decoded.clamp(min=0), size) if coder.clip_border else decoded
-
-
-def _grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, cfg, size: Tensor) -> Tensor:
-    """Return the indices of the boxes that nms within each group keeps, best first."""
-    if not cfg.nms.get('class_agnostic', False):
-        # Offsets larger than the image keep boxes of different groups from overlapping.
-        boxes = boxes + (groups.to(boxes) * (size.max() + 1))[:, None]
-    keep = nms(boxes, scores, cfg.nms.iou_threshold)
-    return keep[:cfg.max_per_img] if cfg.max_per_img > 0 else keep
-
-
-def _pool(extractor, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """Return features (R, C, rows, cols) of the boxes (R, 4), each from the level of its size."""
-    layers, finest = extractor.roi_layers, extractor.finest_scale
-    extent = boxes[:, 2:] - boxes[:, :2]
-    scale = (extent[:, 0] * extent[:, 1]).sqrt() / finest
-    level = (scale + 1e-6).log2().floor().clamp(0, len(layers) - 1)
-    regions = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)  # all in image 0
-    pooled, places = [], []
-    for i, (layer, feature) in enumerate(zip(layers, features)):
-        place = (level == i).nonzero()[:, 0]
-        pooled.append(roi_align(feature, regions[place], layer.output_size, layer.spatial_scale,
-                                layer.sampling_ratio, layer.aligned))
-        places.append(place)
-    return torch.cat(pooled)[torch.cat(places).argsort()]

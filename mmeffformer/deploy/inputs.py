@@ -74,14 +74,16 @@ def describe_input(cfg: Config, channels: int) -> dict:
 
 
 def resized_inputs(channels: int, shape: Size, dynamic: bool, pictures: Sequence[Tensor],
-                   noise: bool = False) -> List[Tensor]:
-    """Return pictures, and noise, at ``shape``; for a dynamic file at five sizes."""
+                   noise: bool = False, divisor: int = 1) -> List[Tensor]:
+    """Return pictures, and noise, at ``shape``; for a dynamic file at five sizes, whose sides
+    are multiples of ``divisor``."""
     height, width = shape
     sizes = [shape]
     if dynamic:  # turned, odd and smallest sizes
         sizes += [(width, height + 1),
                   (max(height * 2 // 3, MIN_SIZE) | 1, max(width * 3 // 4, MIN_SIZE) | 1),
                   (MIN_SIZE + 1, 3 * MIN_SIZE - 1), (MIN_SIZE, MIN_SIZE)]
+        sizes = [tuple(-(-side // divisor) * divisor for side in size) for size in sizes]
     generator, inputs = torch.Generator().manual_seed(0), []
     for size in sizes:
         if noise:

@@ -148,5 +148,9 @@ class ExportedFile:
             raise SizeError(f'{self.path} takes images of {height} x {width} px (height x '
                             f'width), the image has {size[0]} x {size[1]}: export the file with '
                             'that --shape, or for any size with --dynamic')
+        divisor = self.meta.get('size_divisor', 1)
+        if any(side % divisor for side in size):
+            raise SizeError(f'{self.path} takes images whose sides are multiples of {divisor} px, '
+                            f'the image has {size[0]} x {size[1]}: pad it in the test pipeline')
         values = self._run(np.ascontiguousarray(image.cpu().numpy(), dtype=np.float32))
         return {name: torch.from_numpy(np.array(values[name])) for name in self.meta['outputs']}

@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..deploy import coreml
 from ..deploy.export import OPSET, WRITERS
-from ..deploy.graphs import Traceable
 from ..deploy.runtimes import INPUT, SUFFIXES, openvino_core, require
+from ..deploy.tracing import Traceable
 from . import tensorrt
 from .timing import Call
 

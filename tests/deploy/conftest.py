@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from support.detectors import NARROW
+from support.detectors import NARROW, narrow
 from support.helpers import ROOT
 
 from mmeffformer import swap_backbone
@@ -19,6 +19,10 @@ from mmeffformer.utils.config import iter_dicts
 from mmeffformer.utils.registry import MODELS
 
 TINY = dict(widths=(8, 16, 16, 24), depths=(1, 1, 2, 3), attention_blocks=(0, 0, 1, 2))
+
+
+def config_of(package: str, name: str) -> Config:
+    return Config.fromfile(Path(find_spec(package).origin).parent / '.mim/configs' / name)
 
 
 @pytest.fixture(scope='session')
@@ -68,7 +72,7 @@ def build_swapped(arch, randomize):
     heads 16 channels wide."""
 
     def built(name: str) -> torch.nn.Module:
-        cfg = Config.fromfile(Path(find_spec('mmseg').origin).parent / '.mim/configs' / name)
+        cfg = config_of('mmseg', name)
         cfg = swap_backbone(cfg, arch)
         for head in iter_dicts(cfg.model.decode_head):
             if 'channels' in head:
@@ -77,6 +81,22 @@ def build_swapped(arch, randomize):
         for part in (model.backbone, model.decode_head):
             randomize(part)
         return model.eval()
+
+    return built
+
+
+@pytest.fixture(scope='session')
+def build_one_stage(arch, randomize):
+    """A function that builds a one-stage detector of mmdet's with this backbone and random
+    weights, its neck and head 64 channels wide."""
+
+    def built(name: str, **options) -> torch.nn.Module:
+        cfg = swap_backbone(config_of('mmdet', name), arch)
+        for part in (*iter_dicts(cfg.model.get('neck')), *iter_dicts(cfg.model.bbox_head)):
+            narrow(part)
+        cfg.merge_from_dict(options)
+        init_default_scope(cfg.default_scope)
+        return randomize(revert_sync_batchnorm(MODELS.build(cfg.model))).eval()
 
     return built
 
