@@ -2,10 +2,12 @@
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..models import ARCHS
 from ..utils.plots import Mark
+from ..utils.stopwatch import POST_PROCESSING, REST, Stopwatch
+from . import whole
 from .candidates import DTYPES, RUNTIMES, TIMM, Candidate, Setting, build
 from .results import (
     Results,
@@ -21,6 +23,7 @@ from .timing import Progress, Timer, matmul, no_progress, speed_up, spread
 
 MATRIX_SIZE = {'cpu': 2048, 'cuda': 8192}
 MIB = 2 ** 20
+FIRST = ('backbone', 'neck')  # parts, in the order of their columns
 NONE = '–'
 LEGEND = '× MODEL: speed-up over that model, the median over rounds.'
 Panels = Dict[Tuple[str, str], List[Mark]]
@@ -43,10 +46,14 @@ def run(chosen: Sequence[Candidate], baselines: Sequence[Candidate], setting: Se
     with tempfile.TemporaryDirectory() as folder:
 
         def add(candidate: Candidate, entry: Dict[str, Any]):
-            built = build(candidate, setting, Path(folder))
-            timers.append((entry['name'], Timer(built.call, setting.device), entry['samples_ms']))
-            entry.update(built._asdict())
-            del entry['call']
+            builder = whole.build if candidate.is_whole else build
+            built = builder(candidate, setting, Path(folder))
+            entry.update(built._asdict(), parts_ms=[])
+            del entry['call'], entry['stopwatch']
+            timer = Timer(built.call, setting.device)
+            if built.stopwatch:
+                timer = _timer_of_parts(timer, built.stopwatch, entry['parts_ms'])
+            timers.append((entry['name'], timer, entry['samples_ms']))
 
         build_all(results, order, add, progress)
         used = {entry['dtype'] for entry in results['candidates'] if not entry['error']}
@@ -58,6 +65,33 @@ def run(chosen: Sequence[Candidate], baselines: Sequence[Candidate], setting: Se
         time_rounds(results, timers, out, progress)
         timers.clear()  # before the exported files are deleted
     return results
+
+
+def _timer_of_parts(timer: Timer, stopwatch: Stopwatch, samples: List[Dict[str, float]]
+                    ) -> Callable[[], float]:
+    """Return a timer that also appends the ms of each part, which sum to its sample."""
+
+    def sample() -> float:
+        stopwatch.take()
+        ms, parts = timer(), stopwatch.take()
+        whole_ms = sum(parts.values())  # of all repetitions
+        samples.append({name: ms * part / whole_ms for name, part in parts.items()})
+        return ms
+
+    return sample
+
+
+def parts_table(results: Results) -> Optional[Tuple[List[str], List[List[str]]]]:
+    """Return columns and rows of the median ms of the parts of whole models, None without any."""
+    entries = [entry for entry in results['candidates']
+               if entry.get('parts_ms') and entry['samples_ms']]
+    names = list(dict.fromkeys(name for entry in entries for name in entry['parts_ms'][0]))
+    names.sort(key=lambda name: (name == REST, name == POST_PROCESSING,
+                                 name not in FIRST, name))
+    rows = [[entry['name'], *(
+        _digits(spread([parts[name] for parts in entry['parts_ms']]).median)
+        if name in entry['parts_ms'][0] else NONE for name in names)] for entry in entries]
+    return (['ms of', *names], rows) if rows else None
 
 
 def table(results: Results) -> Tuple[List[str], List[List[str]]]:
