@@ -17,7 +17,11 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler logs every start
 import torch  # noqa: E402
 
 from mmeffformer.apis.options import add_timing_arguments, exit_on_error  # noqa: E402
-from mmeffformer.apis.report import read_published  # noqa: E402
+from mmeffformer.apis.report import (  # noqa: E402
+    read_library_published,
+    read_peers,
+    read_published,
+)
 from mmeffformer.latency import benchmark  # noqa: E402
 from mmeffformer.latency.candidates import DTYPES, RUNTIMES, Setting, candidates  # noqa: E402
 from mmeffformer.latency.results import load, markdown, notes, title  # noqa: E402
@@ -28,6 +32,7 @@ from mmeffformer.utils.console import print_table, progress_bar  # noqa: E402
 ACCURACIES = {
     'top1': ('ImageNet-1K top-1, %', '{}', 'Top 1 Accuracy 300 Epochs'),
     'box_ap': ('Mask R-CNN 1x, COCO box AP, %', 'maskrcnn_{}', 'box AP'),
+    'mask_ap': ('COCO mask AP, %', 'maskrcnn_{}', 'mask AP'),
     'miou': ('Semantic FPN, ADE20K mIoU, %', 'semfpn_{}', 'mIoU'),
 }
 
@@ -35,7 +40,8 @@ ACCURACIES = {
 def parse_args():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('models', nargs='*', metavar='MODEL',
-                        help='l1, l3, l7, s0, s1, s2, l or timm:NAME, with options after a colon')
+                        help='l1, l3, l7, s0, s1, s2, l, timm:NAME, or the config of a whole '
+                        'model (a file or mmdet::PATH), with options after a colon')
     parser.add_argument('--runtimes', nargs='+', choices=RUNTIMES, default=['pytorch'],
                         metavar='NAME', help=f'{", ".join(RUNTIMES)} (default: pytorch)')
     parser.add_argument('--baseline', nargs='+', metavar='MODEL',
@@ -87,18 +93,32 @@ def report(results: dict, out: Path, accuracy: str):
     """Print the table, and save it and the plot in the folder of ``results.json``."""
     columns, rows = benchmark.table(results)
     print_table(title(results), columns, rows, '\n'.join(notes(results)))
-    saved = [out / 'results.json', out / 'results.md']
-    saved[1].write_text(markdown(results, (columns, rows, benchmark.LEGEND)))
-    label, model, metric = ACCURACIES[accuracy]
-    published, names = read_published(), {entry['model'] for entry in results['candidates']}
-    figures = {name: published.get(model.format(benchmark.network_name(name)), {}).get(metric, '')
-               for name in names}
-    panels = benchmark.tradeoff(results, figures, label)
+    saved, tables = [out / 'results.json', out / 'results.md'], [(columns, rows, benchmark.LEGEND)]
+    if parts := benchmark.parts_table(results):
+        print_table('parts of whole models', *parts)
+        tables.append((*parts, benchmark.PARTS_LEGEND))
+    saved[1].write_text(markdown(results, *tables))
+    label, _, metric = ACCURACIES[accuracy]
+    panels = benchmark.tradeoff(results, published(results, accuracy), label)
     if panels and results['header']['mode'] == 'inference':
         saved.append(out / 'accuracy.png')
         plots.tradeoff(panels, 'time, ms', saved[-1], front=True,
-                       caption=benchmark.caption(results))
+                       caption=benchmark.caption(results), levels=read_peers(metric))
     print(f'saved {", ".join(map(str, saved))}')
+
+
+def published(results: dict, accuracy: str) -> dict:
+    """Return the published figure of each model that was timed, '' if there is none."""
+    _, name, metric = ACCURACIES[accuracy]
+    models, figures = read_published(), {}
+    for model in {entry['model'] for entry in results['candidates']}:
+        if '::' in model:
+            found = read_library_published(model)
+        else:
+            network = benchmark.network_name(model)
+            found = models.get(network if model.endswith('.py') else name.format(network), {})
+        figures[model] = found.get(metric, '')
+    return figures
 
 
 if __name__ == '__main__':

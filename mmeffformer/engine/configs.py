@@ -44,7 +44,7 @@ def read_config(path: str, options: Optional[dict] = None,
             what is to be replaced.
     """
     patch_mmengine()
-    path = _find(path)
+    path = find_config(path)
     try:
         cfg = Config.fromfile(path)
     except SyntaxError as error:
@@ -65,8 +65,13 @@ def read_config(path: str, options: Optional[dict] = None,
     return cfg
 
 
-def _find(path: str) -> str:
-    """Return the file of a config given as a file or as ``LIBRARY::PATH``."""
+def find_config(path: str) -> str:
+    """Return the file of a config given as a file or as ``LIBRARY::PATH``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The library is not installed.
+    """
     library, _, inside = path.rpartition('::')
     if library:
         spec = find_spec(library) if library.isidentifier() else None

@@ -25,7 +25,10 @@ MATRIX_SIZE = {'cpu': 2048, 'cuda': 8192}
 MIB = 2 ** 20
 FIRST = ('backbone', 'neck')  # parts, in the order of their columns
 NONE = '–'
+# Prefixes of this project's configs
+HEADS = {'maskrcnn_': 'Mask R-CNN ', 'semfpn_': 'Semantic FPN ', 'rtmdet-ins_': 'RTMDet-Ins '}
 LEGEND = '× MODEL: speed-up over that model, the median over rounds.'
+PARTS_LEGEND = 'Median ms of each part of a whole model, without the parts inside it.'
 Panels = Dict[Tuple[str, str], List[Mark]]
 
 
@@ -139,7 +142,12 @@ def _mib(size: Optional[int]) -> str:
 
 
 def network_name(model: str) -> str:
-    """Return a candidate's network as config names have it, for example 'effformerv2_s0'."""
+    """Return a candidate's network as config names have it, for example 'effformerv2_s0'.
+
+    Of a whole model it is the config's name, for example 'maskrcnn_effformerv2_s0'.
+    """
+    if model.endswith('.py'):
+        return Path(model).stem
     if model.startswith(TIMM):  # the suffix after a dot names weights
         return model[len(TIMM):].partition('.')[0].replace('efficientformer', 'effformer')
     return f'effformer{"" if model in ARCHS else "v2"}_{model}'
@@ -159,17 +167,30 @@ def tradeoff(results: Results, accuracy: Mapping[str, str], metric: str) -> Pane
         figure, _, doubt = accuracy.get(entry['model'], '').partition(' ')
         if not figure or not entry['samples_ms']:
             continue
-        time, name = spread(entry['samples_ms']), network_name(entry['model'])
-        family, label = re.fullmatch(r'(.+?)_?((?<=_)\w+|\d*)', name).groups()
-        family = family.replace('effformer', 'EfficientFormer').replace('v2', 'V2')
+        time, is_whole = spread(entry['samples_ms']), entry['model'].endswith('.py')
+        family, label = _family(entry['model'])
         is_port = entry['model'].startswith(TIMM) and family.startswith('Efficient')
         remarks = ', '.join([*['timm'] * is_port, *entry['variants']])
-        panel = (f'{RUNTIMES[entry["runtime"]]}, {entry["dtype"]}',
+        panel = (f'{RUNTIMES[entry["runtime"]]}, {entry["dtype"]}{", whole models" * is_whole}',
                  f'{metric}\npublished by the authors, not measured')
         panels.setdefault(panel, []).append(Mark(
-            f'{label.upper()} {doubt}'.strip(), family + (f' ({remarks})' if remarks else ''),
+            f'{label} {doubt}'.strip(), family + (f' ({remarks})' if remarks else ''),
             time.median, float(figure), None, (time.q1, time.q3)))
     return panels
+
+
+def _family(model: str) -> Tuple[str, str]:
+    """Return the family of a candidate's model, and its name within the family."""
+    library, _, _ = model.rpartition('::')
+    name = network_name(model)
+    if library:  # without the schedule, such as _8xb32-300e_coco or _1x_coco
+        return library, re.split(r'_(?:\d+xb\d+|\d+x|amp)[-_]', name)[0]
+    head = ''
+    for prefix, text in HEADS.items():
+        if name.startswith(prefix):
+            head, name = text, name[len(prefix):]
+    family, label = re.fullmatch(r'(.+?)_?((?<=_)\w+|\d*)', name).groups()
+    return head + family.replace('effformer', 'EfficientFormer').replace('v2', 'V2'), label.upper().replace('_', ' ')
 
 
 def caption(results: Results) -> str:

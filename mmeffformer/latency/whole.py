@@ -64,8 +64,8 @@ def make_samples(model: nn.Module, shape: Tuple[int, int], batch: int) -> List[A
 
 
 @torch.no_grad()
-def set_score_threshold(model: nn.Module, image: Tensor) -> int:
-    """Set the score threshold of a detector with random weights; return its detections.
+def set_score_threshold(model: nn.Module, image: Tensor) -> None:
+    """Set the score threshold of a detector with random weights.
 
     Random scores are all alike, below or above the threshold of the config. The new threshold
     leaves ``BOXES`` before nms, and more as long as fewer than ``DETECTIONS`` remain after it.
@@ -80,7 +80,7 @@ def set_score_threshold(model: nn.Module, image: Tensor) -> int:
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     cfg = (roi or head).test_cfg if head else None
     if not cfg or 'score_thr' not in cfg or not hasattr(head, 'predict_by_feat'):
-        return _count(model.predict(image, samples))
+        return
     scores: List[Tensor] = []
     original = head.predict_by_feat
 
@@ -91,18 +91,24 @@ def set_score_threshold(model: nn.Module, image: Tensor) -> int:
         return original(*args, **kwargs)
 
     head.predict_by_feat = record
-    found = _count(model.predict(image, samples))
+    model.predict(image, samples)
     del head.predict_by_feat
     ranked, boxes = torch.cat([each.flatten() for each in scores]).sort(descending=True)[0], BOXES
     wanted = min(DETECTIONS, cfg.get('max_per_img', DETECTIONS))
-    while boxes == BOXES or found < wanted and boxes < len(ranked):
-        cfg.score_thr = ranked[min(boxes, len(ranked) - 1)].item()
-        found, boxes = _count(model.predict(image, samples)), 4 * boxes
-    return found
+    while boxes < 4 * len(ranked):
+        cfg.score_thr = ranked[min(boxes, len(ranked)) - 1].item()
+        if _count(model.predict(image, samples)) >= wanted:
+            break
+        boxes *= 4
 
 
 def _count(found: List[Any]) -> int:
     return sum(len(sample.get('pred_instances', ())) for sample in found)
+
+
+def _remark(found: List[Any]) -> str:
+    count = _count(found)
+    return f'{count} detections' if count else ''
 
 
 def add_ground_truth(samples: List[Any], shape: Tuple[int, int], classes: int) -> None:
@@ -152,21 +158,19 @@ def build(candidate: Candidate, setting: Setting, folder: Path) -> Built:
                        if isinstance(part.get('num_classes'), int)), default=1)
         add_ground_truth(samples, setting.shape, classes)
         return _train(candidate, setting, model, image, samples)
-    found = set_score_threshold(model, image[:1])
-    remark = f'{found} detections' if found else ''
+    set_score_threshold(model, image[:1])
     macs = count_macs(model, lambda: model.predict(image[:1], samples[:1])).get('Global')
     if candidate.runtime in FILES:
         model = exported(model, candidate.runtime, candidate.dtype, setting.shape, folder,
                          setting.threads)
         call = _predicting(model, candidate, image, samples)
-        call()
-        return Built(call, params, macs, remark=remark)
+        return Built(call, params, macs, remark=_remark(call()))
     image = _prepare(model, candidate, setting, image)
     stopwatch = watch(model) if setting.device == 'cpu' else None
     call = _predicting(model, candidate, image, samples)
     if stopwatch:
         call = stopwatch.section(REST)(call)
-    call()
+    remark = _remark(call())
     return Built(call, params, macs, peak_bytes(call, setting.device), remark=remark,
                  stopwatch=stopwatch)
 

@@ -2,7 +2,18 @@
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import matplotlib
 import numpy as np
@@ -173,7 +184,8 @@ def pareto_front(points: Iterable[Tuple[float, float]]) -> List[Tuple[float, flo
 
 
 def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path,
-             front: bool = False, caption: str = '') -> None:
+             front: bool = False, caption: str = '',
+             levels: Optional[Mapping[str, float]] = None) -> None:
     """Plot quality against cost: published values hollow, measured values filled.
 
     Args:
@@ -182,6 +194,7 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
         out: The picture's file.
         front: Draw the Pareto front of the published values.
         caption: Text below the panels.
+        levels: Quality of others whose cost is unknown, by name: dashed lines in each panel.
     """
     families = list(dict.fromkeys(mark.family for marks in panels.values() for mark in marks))
     colours = {family: f'C{i}' for i, family in enumerate(families)}
@@ -189,6 +202,10 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
         curves = {}
         for ax, ((title, unit), marks) in zip(axes, panels.items()):
             curves[ax] = _plot_marks(ax, marks, colours)
+            for name, quality in (levels or {}).items():
+                ax.axhline(quality, color='grey', linestyle='--', linewidth=1, zorder=1)
+                ax.annotate(name, (1, quality), (-3, 2), xycoords=('axes fraction', 'data'),
+                            textcoords='offset points', ha='right', fontsize=8, color='dimgrey')
             if front:
                 _plot_front(ax, marks)
             ax.set(xscale='log', xlabel=cost, ylabel=unit, title=title)
