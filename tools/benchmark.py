@@ -7,7 +7,9 @@ A model is NAME or NAME:OPTION,OPTION. Options are variants (legacy, unfused, nc
 train also with_cp), runtimes and precisions; --runtimes and --dtype are for models that name none.
 The folder --out receives results.json, results.md and accuracy.png.
 """
+import json
 import os
+import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from datetime import datetime
 from pathlib import Path
@@ -16,17 +18,23 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler logs every start
 
 import torch  # noqa: E402
 
-from mmeffformer.apis.options import add_timing_arguments, exit_on_error  # noqa: E402
+from mmeffformer.apis import inference  # noqa: E402
+from mmeffformer.apis.options import (  # noqa: E402
+    add_timing_arguments,
+    exit_on_error,
+    read_config,
+)
 from mmeffformer.apis.report import (  # noqa: E402
     read_library_published,
     read_peers,
     read_published,
 )
-from mmeffformer.latency import benchmark  # noqa: E402
+from mmeffformer.latency import benchmark, end_to_end  # noqa: E402
 from mmeffformer.latency.candidates import DTYPES, RUNTIMES, Setting, candidates  # noqa: E402
 from mmeffformer.latency.results import load, markdown, notes, title  # noqa: E402
 from mmeffformer.utils import plots  # noqa: E402
 from mmeffformer.utils.console import print_table, progress_bar  # noqa: E402
+from mmeffformer.utils.markdown import markdown_table  # noqa: E402
 
 # Axis label, and the metafiles' names of model and metric, where {} is the network's name.
 ACCURACIES = {
@@ -60,11 +68,21 @@ def parse_args():
                         help='default: benchmarks/ and the time')
     parser.add_argument('--render', action='store_true',
                         help='time nothing: make table and plot from the results.json in --out')
+    parser.add_argument('--end-to-end', nargs='+', metavar='CONFIG [CHECKPOINT]',
+                        help='time a model from image files to drawn predictions instead, by '
+                        'stage; without a checkpoint with random weights')
+    parser.add_argument('--images', metavar='FOLDER',
+                        help='with --end-to-end: images (default: some are drawn)')
+    parser.add_argument('--streams', type=int, default=1, metavar='N',
+                        help='with --end-to-end: images at once in exported files, whose '
+                        'throughput is timed too if N is more than 1')
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
+    if args.end_to_end:
+        return time_end_to_end(args)
     with exit_on_error():
         if args.render:
             if not args.out or args.models:
@@ -86,6 +104,44 @@ def main():
         results = benchmark.run(chosen, baselines, setting, args.rounds, args.seed, out, progress)
     report(results, out, args.accuracy)
     if not any(entry['samples_ms'] for entry in results['candidates']):
+        raise SystemExit('benchmark.py: nothing was timed')
+
+
+def time_end_to_end(args):
+    """Time a model from image files to drawn predictions; print and save the results."""
+    config, *checkpoint = args.end_to_end
+    with exit_on_error():
+        wrong = [name for name in args.runtimes if name not in end_to_end.RUNTIMES]
+        if wrong or args.models or len(checkpoint) > 1:
+            raise ValueError('--end-to-end takes CONFIG [CHECKPOINT], no models, and the runtimes '
+                             f'{", ".join(end_to_end.RUNTIMES)}')
+        if (args.mode, args.device, args.dtype) != ('inference', 'cpu', 'fp32'):
+            raise ValueError('--end-to-end is for inference on CPUs in fp32')
+        if min(args.rounds, args.streams) < 1:
+            raise ValueError('--rounds and --streams: expected 1 or more')
+        setting = Setting(batch=args.batch, threads=args.threads)
+        cfg = read_config(config)
+        inference.require_visualizer(cfg)
+        predictor = inference.Predictor(cfg, checkpoint[0] if checkpoint else None)
+        out = args.out or Path('benchmarks') / f'{datetime.now():%Y%m%d_%H%M%S}'
+        with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
+            files = ([path for path, _ in inference.find_media([args.images], out)
+                      if path.suffix.lower() in inference.IMAGE_SUFFIXES]
+                     if args.images else end_to_end.draw_images(Path(folder)))
+            results = end_to_end.run(
+                predictor.model, predictor.read,
+                lambda score: inference.sample_drawer(cfg, predictor.metainfo, score), files,
+                args.runtimes, setting, args.rounds, args.streams, bool(checkpoint), progress)
+    columns, rows = end_to_end.table(results)
+    lines, name = end_to_end.notes(results), f'{Path(config).stem}, from file to drawn prediction'
+    print_table(name, columns, rows, '\n'.join([*lines, end_to_end.LEGEND]))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'end_to_end.json').write_text(json.dumps(results, indent=1))
+    (out / 'end_to_end.md').write_text('\n'.join([
+        f'### {name}', '', *(f'- {line}' for line in lines), '',
+        markdown_table(columns, rows), '', end_to_end.LEGEND, '']))
+    print(f'saved {out / "end_to_end.json"}, {out / "end_to_end.md"}')
+    if not any(entry['stages_ms'] for entry in results['runtimes'].values()):
         raise SystemExit('benchmark.py: nothing was timed')
 
 

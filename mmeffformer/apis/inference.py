@@ -3,8 +3,9 @@ import tempfile
 from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
+from itertools import count
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -23,11 +24,13 @@ from ..utils.config import (
     model_cfg,
     test_pipeline_cfg,
 )
+from ..utils.stopwatch import Stopwatch
 from ..weights.compatibility import load_compatible
 from .options import require_file
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
+DRAWERS = count()  # numbers of visualizers
 
 
 class PictureError(ValueError):
@@ -44,7 +47,7 @@ class Predictor:
 
     Args:
         cfg: A config of mmdet or mmseg.
-        checkpoint: The file with its weights.
+        checkpoint: The file with its weights; None leaves random weights, for timing.
         device: Device of the model, for example 'cpu' or 'cuda:0'.
 
     Attributes:
@@ -56,12 +59,14 @@ class Predictor:
             fit its model, or the device is missing.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu'):
-        require_file(checkpoint, 'checkpoint')
+    def __init__(self, cfg: Config, checkpoint: Optional[str], device: str = 'cpu'):
+        if checkpoint:
+            require_file(checkpoint, 'checkpoint')
         init_scope(cfg)
         self.steps = Compose(test_pipeline_cfg(cfg)).transforms
         self.model = revert_sync_batchnorm(MODELS.build(model_cfg(cfg)))
-        self.metainfo = dataset_metainfo(cfg, load_compatible(self.model, checkpoint))
+        self.metainfo = dataset_metainfo(
+            cfg, load_compatible(self.model, checkpoint) if checkpoint else None)
         try:
             self.model.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
@@ -78,12 +83,28 @@ class Predictor:
         Raises:
             PictureError: The image cannot be read or processed.
         """
+        data, image = self.read(path)
+        with naming_errors('cannot be processed by the model'), torch.no_grad():
+            sample, = self.model.test_step(pseudo_collate([data]))
+        return sample, image
+
+    def read(self, path: Path, stopwatch: Optional[Stopwatch] = None) -> Tuple[dict, np.ndarray]:
+        """Return an image as the pipeline prepares it for the model, and as it is loaded.
+
+        Args:
+            stopwatch: Receives the ms of the sections 'decode' and 'pipeline'.
+
+        Raises:
+            PictureError: The image cannot be read or processed.
+        """
+        stopwatch = stopwatch or Stopwatch()
         data: dict = dict(img_path=str(path), img_id=0, seg_fields=[])
         image = None
         for step in self.steps:
             with naming_errors(f'cannot be read as an image by {type(step).__name__}'
                                if image is None else
-                               f'cannot be processed by {type(step).__name__}'):
+                               f'cannot be processed by {type(step).__name__}'), (
+                    stopwatch.section('decode' if image is None else 'pipeline')):
                 data = step(data)
                 if image is None and 'img' in data:
                     image = np.array(data['img'])
@@ -91,9 +112,7 @@ class Predictor:
                         image[..., :3] = image[..., 2::-1]  # the only backend that returns RGB
         if image is None:
             raise PictureError('is not loaded: no step of the test pipeline returns img')
-        with naming_errors('cannot be processed by the model'), torch.no_grad():
-            sample, = self.model.test_step(pseudo_collate([data]))
-        return sample, image
+        return data, image
 
 
 def init_scope(cfg: Config) -> None:
@@ -132,26 +151,48 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
         FileNotFoundError: The checkpoint does not exist.
         ValueError: As for :class:`Predictor`, or the config has no visualizer.
     """
-    if not cfg.get('visualizer'):
-        name = 'SegLocalVisualizer' if find_scope(cfg) == 'mmseg' else 'DetLocalVisualizer'
-        raise ValueError('the config has no visualizer to draw with: expected '
-                         f"visualizer=dict(type='{name}')")
+    require_visualizer(cfg)
     predict = Predictor(cfg, checkpoint, device)
-    options = deepcopy(cfg.visualizer)
-    for key in ('vis_backends', 'save_dir'):  # nothing is saved by it
-        options.pop(key, None)
-    options.name = f'drawer {id(predict)}'  # mmengine keeps one visualizer of each name
-    visualizer = VISUALIZERS.build(options)
-    visualizer.dataset_meta = predict.metainfo
-    known = signature(visualizer.add_datasample).parameters
-    settings = dict(draw_gt=False, pred_score_thr=score_thr, with_labels=False)
-    settings = {key: value for key, value in settings.items() if key in known}
+    draw_sample = sample_drawer(cfg, predict.metainfo, score_thr)
 
     def draw(path: Path) -> np.ndarray:
         sample, image = predict(path)
         with naming_errors('cannot be drawn'):
-            visualizer.add_datasample('prediction', to_rgb(image), sample, **settings)
-            return visualizer.get_image()[..., ::-1]
+            return draw_sample(sample, image)
+
+    return draw
+
+
+def require_visualizer(cfg: Config) -> None:
+    """Raise a ValueError if the config has no visualizer."""
+    if not cfg.get('visualizer'):
+        name = 'SegLocalVisualizer' if find_scope(cfg) == 'mmseg' else 'DetLocalVisualizer'
+        raise ValueError('the config has no visualizer to draw with: expected '
+                         f"visualizer=dict(type='{name}')")
+
+
+def sample_drawer(cfg: Config, metainfo: dict, score_thr: float
+                  ) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """Return a function that draws a prediction of :class:`Predictor` on a copy of its image.
+
+    Args:
+        cfg: A config with a visualizer, whose scope is the default scope.
+        metainfo: Classes and palette.
+        score_thr: Detections below this score are not drawn.
+    """
+    options = deepcopy(cfg.visualizer)
+    for key in ('vis_backends', 'save_dir'):  # nothing is saved by it
+        options.pop(key, None)
+    options.name = f'drawer {next(DRAWERS)}'  # mmengine keeps one visualizer of each name
+    visualizer = VISUALIZERS.build(options)
+    visualizer.dataset_meta = metainfo
+    known = signature(visualizer.add_datasample).parameters
+    settings = dict(draw_gt=False, pred_score_thr=score_thr, with_labels=False)
+    settings = {key: value for key, value in settings.items() if key in known}
+
+    def draw(sample: Any, image: np.ndarray) -> np.ndarray:
+        visualizer.add_datasample('prediction', to_rgb(image), sample, **settings)
+        return visualizer.get_image()[..., ::-1]
 
     return draw
 

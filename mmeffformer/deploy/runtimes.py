@@ -109,6 +109,7 @@ class ExportedFile:
         streams: Number of calls at once that the CPU threads are divided among.
 
     Attributes:
+        to: The format.
         meta: Metadata of the file: the part exported, input size, mean, std and more.
 
     Raises:
@@ -119,7 +120,7 @@ class ExportedFile:
 
     def __init__(self, path: Union[str, Path], to: str, threads: Optional[int] = None,
                  streams: int = 1):
-        self.path = Path(path)
+        self.path, self.to = Path(path), to
         if not self.path.exists():
             raise FileNotFoundError(f'exported file {str(path)!r} does not exist')
         if self.path.suffix != SUFFIXES[to]:

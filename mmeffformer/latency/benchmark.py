@@ -92,7 +92,7 @@ def parts_table(results: Results) -> Optional[Tuple[List[str], List[List[str]]]]
     names.sort(key=lambda name: (name == REST, name == POST_PROCESSING,
                                  name not in FIRST, name))
     rows = [[entry['name'], *(
-        _digits(spread([parts[name] for parts in entry['parts_ms']]).median)
+        format_ms(spread([parts[name] for parts in entry['parts_ms']]).median)
         if name in entry['parts_ms'][0] else NONE for name in names)] for entry in entries]
     return (['ms of', *names], rows) if rows else None
 
@@ -112,7 +112,8 @@ def table(results: Results) -> Tuple[List[str], List[List[str]]]:
                          ' '.join(why.split())[:160]])
             continue
         time = spread(entry['samples_ms'])
-        cells = [entry['name'], _digits(time.median), f'{_digits(time.q1)}–{_digits(time.q3)}']
+        cells = [entry['name'], format_ms(time.median),
+                 f'{format_ms(time.q1)}–{format_ms(time.q3)}']
         cells += [f'{speed_up(entry["samples_ms"], samples[name]):.2f}' if samples[name] else NONE
                   for name in results['baselines']]
         cells += [_mib(entry['kept_bytes'])] if train else _macs(results, entry, time.median)
@@ -133,7 +134,8 @@ def _macs(results: Results, entry: Mapping[str, Any], ms: float) -> List[str]:
     return [f'{entry["macs"] / 1e9:.2f}', share]
 
 
-def _digits(ms: float) -> str:
+def format_ms(ms: float) -> str:
+    """Return ms with three digits, or more if they are 1000 or more."""
     return f'{ms:.0f}' if ms >= 100 else f'{ms:.3g}'
 
 
@@ -190,7 +192,8 @@ def _family(model: str) -> Tuple[str, str]:
         if name.startswith(prefix):
             head, name = text, name[len(prefix):]
     family, label = re.fullmatch(r'(.+?)_?((?<=_)\w+|\d*)', name).groups()
-    return head + family.replace('effformer', 'EfficientFormer').replace('v2', 'V2'), label.upper().replace('_', ' ')
+    family = head + family.replace('effformer', 'EfficientFormer').replace('v2', 'V2')
+    return family, label.upper().replace('_', ' ')
 
 
 def caption(results: Results) -> str:

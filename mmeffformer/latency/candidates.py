@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..deploy.export import MIN_SIZE, export
 from ..deploy.runtimes import SUFFIXES
-from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..engine.configs import read_config
+from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..utils.complexity import complexity
 from ..utils.config import find_scope
 from ..utils.stopwatch import Stopwatch
@@ -42,7 +42,8 @@ VARIANTS = {
 }
 NOT_FOR_TIMM = {'legacy', 'unfused', 'with_cp'}
 NOT_FOR_CONFIGS = {'legacy', 'with_cp'}
-TORCH_ONLY = {'unfused', 'nchw', 'plain', 'with_cp'}  # exported files are fused and have their own layout
+# Exported files are fused and have their own layout.
+TORCH_ONLY = {'unfused', 'nchw', 'plain', 'with_cp'}
 # 1/32 grid of the stored bias tables, as in the detectors' configs.
 BIAS_GRID = 25
 

@@ -37,8 +37,8 @@ class Stopwatch:
         setattr(owner, method, self.section(name)(getattr(owner, method)))
 
 
-def watch(model: nn.Module) -> Stopwatch:
-    """Return a stopwatch of a detector's or segmentor's parts; the model keeps calling it.
+def watch(*models: nn.Module) -> Stopwatch:
+    """Return a stopwatch of detectors' or segmentors' parts; the models keep calling it.
 
     Its sections are the model's children, for example backbone, neck, rpn_head and roi_head, and
     ``POST_PROCESSING``: pasting masks into the image or resizing logits, and of one-stage
@@ -46,15 +46,15 @@ def watch(model: nn.Module) -> Stopwatch:
     wait for a GPU.
     """
     stopwatch = Stopwatch()
-    children = dict(model.named_children())
-    for name, child in children.items():
-        stopwatch._watch(child, 'predict' if hasattr(child, 'predict') else 'forward', name)
-    if hasattr(model, 'postprocess_result'):  # a segmentor
-        stopwatch._watch(model, 'postprocess_result', POST_PROCESSING)
-    heads = [child for name, child in children.items() if name in ('bbox_head', 'mask_head')]
-    heads += [getattr(children.get('roi_head'), 'mask_head', None)]
-    for head in heads:
-        head = head[-1] if isinstance(head, nn.ModuleList) else head  # the last of a cascade
-        if hasattr(head, 'predict_by_feat'):
-            stopwatch._watch(head, 'predict_by_feat', POST_PROCESSING)
+    for model in models:
+        for name, child in model.named_children():
+            stopwatch._watch(child, 'predict' if hasattr(child, 'predict') else 'forward', name)
+        if hasattr(model, 'postprocess_result'):  # a segmentor
+            stopwatch._watch(model, 'postprocess_result', POST_PROCESSING)
+        heads = [getattr(model, 'bbox_head', None), getattr(model, 'mask_head', None),
+                 getattr(getattr(model, 'roi_head', None), 'mask_head', None)]
+        for head in heads:
+            head = head[-1] if isinstance(head, nn.ModuleList) else head  # the last of a cascade
+            if hasattr(head, 'predict_by_feat'):
+                stopwatch._watch(head, 'predict_by_feat', POST_PROCESSING)
     return stopwatch
