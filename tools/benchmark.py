@@ -12,6 +12,7 @@ import os
 import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler logs every start and stop
@@ -23,6 +24,7 @@ from mmeffformer.apis.options import (  # noqa: E402
     add_timing_arguments,
     exit_on_error,
     read_config,
+    require_file,
 )
 from mmeffformer.apis.report import (  # noqa: E402
     read_library_published,
@@ -122,16 +124,16 @@ def time_end_to_end(args):
         setting = Setting(batch=args.batch, threads=args.threads)
         cfg = read_config(config)
         inference.require_visualizer(cfg)
-        predictor = inference.Predictor(cfg, checkpoint[0] if checkpoint else None)
+        inference.init_scope(cfg)
         out = args.out or Path('benchmarks') / f'{datetime.now():%Y%m%d_%H%M%S}'
         with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
             files = ([path for path, _ in inference.find_media([args.images], out)
                       if path.suffix.lower() in inference.IMAGE_SUFFIXES]
                      if args.images else end_to_end.draw_images(Path(folder)))
             results = end_to_end.run(
-                predictor.model, predictor.read,
-                lambda score: inference.sample_drawer(cfg, predictor.metainfo, score), files,
-                args.runtimes, setting, args.rounds, args.streams, bool(checkpoint), progress)
+                cfg, require_file(checkpoint[0], 'checkpoint') if checkpoint else None,
+                partial(inference.load_sample_drawer, cfg), files, args.runtimes, setting,
+                args.rounds, args.streams, progress)
     columns, rows = end_to_end.table(results)
     lines, name = end_to_end.notes(results), f'{Path(config).stem}, from file to drawn prediction'
     print_table(name, columns, rows, '\n'.join([*lines, end_to_end.LEGEND]))

@@ -5,7 +5,7 @@ from copy import deepcopy
 from inspect import signature
 from itertools import count
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -24,7 +24,6 @@ from ..utils.config import (
     model_cfg,
     test_pipeline_cfg,
 )
-from ..utils.stopwatch import Stopwatch
 from ..weights.compatibility import load_compatible
 from .options import require_file
 
@@ -47,7 +46,7 @@ class Predictor:
 
     Args:
         cfg: A config of mmdet or mmseg.
-        checkpoint: The file with its weights; None leaves random weights, for timing.
+        checkpoint: The file with its weights.
         device: Device of the model, for example 'cpu' or 'cuda:0'.
 
     Attributes:
@@ -59,14 +58,12 @@ class Predictor:
             fit its model, or the device is missing.
     """
 
-    def __init__(self, cfg: Config, checkpoint: Optional[str], device: str = 'cpu'):
-        if checkpoint:
-            require_file(checkpoint, 'checkpoint')
+    def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu'):
+        require_file(checkpoint, 'checkpoint')
         init_scope(cfg)
         self.steps = Compose(test_pipeline_cfg(cfg)).transforms
         self.model = revert_sync_batchnorm(MODELS.build(model_cfg(cfg)))
-        self.metainfo = dataset_metainfo(
-            cfg, load_compatible(self.model, checkpoint) if checkpoint else None)
+        self.metainfo = dataset_metainfo(cfg, load_compatible(self.model, checkpoint))
         try:
             self.model.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
@@ -83,28 +80,12 @@ class Predictor:
         Raises:
             PictureError: The image cannot be read or processed.
         """
-        data, image = self.read(path)
-        with naming_errors('cannot be processed by the model'), torch.no_grad():
-            sample, = self.model.test_step(pseudo_collate([data]))
-        return sample, image
-
-    def read(self, path: Path, stopwatch: Optional[Stopwatch] = None) -> Tuple[dict, np.ndarray]:
-        """Return an image as the pipeline prepares it for the model, and as it is loaded.
-
-        Args:
-            stopwatch: Receives the ms of the sections 'decode' and 'pipeline'.
-
-        Raises:
-            PictureError: The image cannot be read or processed.
-        """
-        stopwatch = stopwatch or Stopwatch()
         data: dict = dict(img_path=str(path), img_id=0, seg_fields=[])
         image = None
         for step in self.steps:
             with naming_errors(f'cannot be read as an image by {type(step).__name__}'
                                if image is None else
-                               f'cannot be processed by {type(step).__name__}'), (
-                    stopwatch.section('decode' if image is None else 'pipeline')):
+                               f'cannot be processed by {type(step).__name__}'):
                 data = step(data)
                 if image is None and 'img' in data:
                     image = np.array(data['img'])
@@ -112,7 +93,9 @@ class Predictor:
                         image[..., :3] = image[..., 2::-1]  # the only backend that returns RGB
         if image is None:
             raise PictureError('is not loaded: no step of the test pipeline returns img')
-        return data, image
+        with naming_errors('cannot be processed by the model'), torch.no_grad():
+            sample, = self.model.test_step(pseudo_collate([data]))
+        return sample, image
 
 
 def init_scope(cfg: Config) -> None:
@@ -153,7 +136,7 @@ def load_drawer(cfg: Config, checkpoint: str, device: str = 'cpu', score_thr: fl
     """
     require_visualizer(cfg)
     predict = Predictor(cfg, checkpoint, device)
-    draw_sample = sample_drawer(cfg, predict.metainfo, score_thr)
+    draw_sample = load_sample_drawer(cfg, predict.metainfo, score_thr)
 
     def draw(path: Path) -> np.ndarray:
         sample, image = predict(path)
@@ -171,9 +154,9 @@ def require_visualizer(cfg: Config) -> None:
                          f"visualizer=dict(type='{name}')")
 
 
-def sample_drawer(cfg: Config, metainfo: dict, score_thr: float
-                  ) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """Return a function that draws a prediction of :class:`Predictor` on a copy of its image.
+def load_sample_drawer(cfg: Config, metainfo: dict, score_thr: float
+                       ) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """Return a function that draws a prediction for an image on a copy of the image.
 
     Args:
         cfg: A config with a visualizer, whose scope is the default scope.

@@ -4,26 +4,30 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 import torch
+from mmcv.transforms import Compose
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
 from ..datasets.shapes import draw
 from ..deploy.evaluation import ExportedModel
-from ..deploy.inputs import preprocess
+from ..deploy.inputs import read_pictures
 from ..deploy.runtimes import ExportedFile
 from ..models.fuse import fuse
+from ..utils.config import dataset_metainfo, test_pipeline_cfg
 from ..utils.stopwatch import POST_PROCESSING, Stopwatch, watch
+from ..weights.compatibility import load_compatible
 from .benchmark import NONE, format_ms
 from .candidates import Setting
 from .exported import FILES
 from .results import Results, header, machine
 from .timing import Progress, interleave, no_progress
-from .whole import exported, set_score_threshold
+from .whole import exported, random_model, set_score_threshold
 
 RUNTIMES = ('pytorch', *FILES)
 # Stages and their sections of the stopwatch; the network is what remains.
@@ -34,7 +38,6 @@ DRAWN, SCORE = 10, 0.3  # detections drawn with random weights; least score of t
 PERCENTILES = (50, 90, 99)
 LEGEND = ('Stages: median ms. Percentiles: ms of all stages together. '
           'Throughput: images per second without drawing.')
-Read = Callable[..., Tuple[dict, np.ndarray]]
 Drawer = Callable[[Any, np.ndarray], np.ndarray]
 
 
@@ -46,33 +49,38 @@ def draw_images(folder: Path) -> List[Path]:
     return files
 
 
-def run(model: nn.Module, read: Read, make_drawer: Callable[[float], Drawer],
+def run(cfg: Config, checkpoint: Optional[str], make_drawer: Callable[[dict, float], Drawer],
         files: Sequence[Path], runtimes: Sequence[str], setting: Setting, rounds: int,
-        streams: int = 1, trained: bool = True, progress: Progress = no_progress) -> Results:
-    """Time a model in several runtimes, interleaved; return the results.
+        streams: int = 1, progress: Progress = no_progress) -> Results:
+    """Time a detector or segmentor in several runtimes, interleaved; return the results.
 
     A runtime that fails is in the results with the reason.
 
     Args:
-        model: A detector or segmentor, which is fused in place.
-        read: Maps a file, and a stopwatch for the sections 'decode' and 'pipeline', to the
-            model's data and the image, as :meth:`mmeffformer.apis.inference.Predictor.read`.
-        make_drawer: Returns a function that draws the detections above a score.
+        checkpoint: The file with the model's weights; None leaves random weights.
+        make_drawer: Maps the classes and the palette, and the least score of detections to draw,
+            to a function that draws a prediction on a copy of its image.
         files: Images; each round takes the next one.
         runtimes: From ``RUNTIMES``.
         setting: Threads, and the images at once in PyTorch, whose throughput is measured if they
             are more than one. Its shape is not used.
         streams: Images at once in an exported file; its throughput is measured if more than one.
-        trained: The model has trained weights.
+
+    Raises:
+        ValueError: The config has no test pipeline or model, the checkpoint does not fit it, or
+            an image cannot be read.
     """
     torch.set_num_threads(setting.threads)
-    inputs = [preprocess(model.data_preprocessor, read(file)[0]) for file in files]
+    model, reader = random_model(cfg), Reader(cfg)
+    meta = load_compatible(model, checkpoint) if checkpoint else None
+    inputs = read_pictures(cfg, model.data_preprocessor, list(map(str, files)))
     shapes = list(dict.fromkeys(tuple(image.shape[2:]) for image in inputs))
-    if not trained:
+    if not checkpoint:
         set_score_threshold(model, inputs[0])
     entries = {name: dict(error=None, stages_ms=[], at_once=1, throughput=None)
                for name in runtimes}
-    head = dict(header(setting, rounds, 0), images=len(files), shapes=shapes, trained=trained)
+    head = dict(header(setting, rounds, 0), images=len(files), shapes=shapes,
+                trained=bool(checkpoint))
     models: Dict[str, nn.Module] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i, name in enumerate(runtimes):
@@ -89,10 +97,42 @@ def run(model: nn.Module, read: Read, make_drawer: Callable[[float], Drawer],
             if at_once > 1:
                 progress(f'throughput of {name}', 0, 0)
                 entries[name].update(at_once=at_once, throughput=throughput(
-                    each, read, files, at_once, max(rounds, 2 * at_once), setting.threads))
+                    each, reader, files, at_once, max(rounds, 2 * at_once), setting.threads))
+        first, = _predict(model, reader(files[0])[0])
+        score = SCORE if checkpoint else _least_score(first)
+        drawer = make_drawer(dataset_metainfo(cfg, meta), score)
         samples = {name: entries[name]['stages_ms'] for name in models}
-        _time_stages(model, models, read, make_drawer, files, samples, head, progress)
+        _time_stages(model, models, reader, drawer, files, samples, head, progress)
     return dict(header=head, runtimes=entries)
+
+
+class Reader:
+    """Reads image files by the test pipeline of a config.
+
+    Args:
+        cfg: A config of mmdet or mmseg, whose scope is the default scope.
+    """
+
+    def __init__(self, cfg: Config):
+        self.decode, *self.steps = Compose(test_pipeline_cfg(cfg)).transforms
+
+    def __call__(self, file: Path, stopwatch: Optional[Stopwatch] = None
+                 ) -> Tuple[dict, np.ndarray]:
+        """Return the model's data and the image as it was loaded; time 'decode', 'pipeline'."""
+        stopwatch = stopwatch or Stopwatch()
+        with stopwatch.section('decode'):
+            data = self.decode(dict(img_path=str(file), img_id=0, seg_fields=[]))
+            image = np.array(data['img'])
+        with stopwatch.section('pipeline'):
+            for step in self.steps:
+                data = step(data)
+        return data, image
+
+
+def _least_score(sample: Any) -> float:
+    """Return the score that ``DRAWN`` detections reach."""
+    scores = sample.get('pred_instances', {}).get('scores', ())
+    return scores.sort(descending=True)[0][:DRAWN].min().item() if len(scores) else SCORE
 
 
 def _predict(model: nn.Module, *data: dict) -> List[Any]:
@@ -100,7 +140,7 @@ def _predict(model: nn.Module, *data: dict) -> List[Any]:
         return model.test_step(pseudo_collate(data))
 
 
-def throughput(model: nn.Module, read: Read, files: Sequence[Path], at_once: int, count: int,
+def throughput(model: nn.Module, read: Reader, files: Sequence[Path], at_once: int, count: int,
                threads: int) -> float:
     """Return the images per second from files to predictions, not drawn.
 
@@ -134,15 +174,10 @@ def throughput(model: nn.Module, read: Read, files: Sequence[Path], at_once: int
         torch.set_num_threads(threads)
 
 
-def _time_stages(model: nn.Module, models: Dict[str, nn.Module], read: Read,
-                 make_drawer: Callable[[float], Drawer], files: Sequence[Path],
-                 samples: Dict[str, List], head: Dict[str, Any], progress: Progress) -> None:
+def _time_stages(model: nn.Module, models: Dict[str, nn.Module], read: Reader, drawer: Drawer,
+                 files: Sequence[Path], samples: Dict[str, List], head: Dict[str, Any],
+                 progress: Progress) -> None:
     """Append the ms of all stages in each round to ``samples``. Ctrl-C ends early."""
-    first, = _predict(model, read(files[0])[0])
-    scores = first.get('pred_instances', {}).get('scores', ())
-    score = SCORE if head['trained'] or not len(scores) else (
-        scores.sort(descending=True)[0][:DRAWN].min().item())
-    drawer = make_drawer(score)
     # Exported models share its preprocessor and heads, and segmentors are copies of it.
     copies = {id(each.model): each.model for each in models.values()
               if isinstance(each, ExportedModel)}
@@ -164,7 +199,7 @@ def _time_stages(model: nn.Module, models: Dict[str, nn.Module], read: Read,
         head['interrupted'] = True
 
 
-def _chain(model: nn.Module, read: Read, drawer: Drawer, file: Path, stopwatch: Stopwatch
+def _chain(model: nn.Module, read: Reader, drawer: Drawer, file: Path, stopwatch: Stopwatch
            ) -> Dict[str, float]:
     """Return the ms of each stage for one image."""
     stopwatch.take()
