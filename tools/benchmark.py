@@ -160,8 +160,9 @@ def report(results: dict, out: Path, accuracy: str):
     panels = benchmark.tradeoff(results, published(results, accuracy), label)
     if panels and results['header']['mode'] == 'inference':
         saved.append(out / 'accuracy.png')
-        plots.tradeoff(panels, 'time, ms', saved[-1], front=True,
-                       caption=benchmark.caption(results), levels=read_peers(metric))
+        peers = read_peers(metric)
+        plots.tradeoff(panels, 'time, ms', saved[-1], front=True, levels=peers,
+                       caption=benchmark.caption(results, bool(peers)))
     print(f'saved {", ".join(map(str, saved))}')
 
 

@@ -186,7 +186,8 @@ def _family(model: str) -> Tuple[str, str]:
     library, _, _ = model.rpartition('::')
     name = network_name(model)
     if library:  # without the schedule, such as _8xb32-300e_coco or _1x_coco
-        return library, re.split(r'_(?:\d+xb\d+|\d+x|amp)[-_]', name)[0]
+        kind, _, label = re.split(r'_(?:\d+xb\d+|\d+x|amp)[-_]', name)[0].partition('_')
+        return f'{library} {kind}', label.replace('_', ' ')
     head = ''
     for prefix, text in HEADS.items():
         if name.startswith(prefix):
@@ -196,8 +197,13 @@ def _family(model: str) -> Tuple[str, str]:
     return family, label.upper().replace('_', ' ')
 
 
-def caption(results: Results) -> str:
-    """Return a caption for the plot."""
-    return (f'Accuracy: published by the authors of each network, not measured here.\n'
+def caption(results: Results, has_levels: bool = False) -> str:
+    """Return a caption for the plot.
+
+    Args:
+        has_levels: The plot has dashed lines of networks that are not measured.
+    """
+    levels = ' Dashed: published for networks whose time is not measured.' * has_levels
+    return (f'Accuracy: published by the authors of each network, not measured here.{levels}\n'
             f'Time: {title(results).lower()}, measured on {machine(results)}; bars are quartiles; '
             'the grey line is the Pareto front.')

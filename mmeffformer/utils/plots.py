@@ -1,5 +1,6 @@
 """Plots: learning curves, pages of images, and cost and quality of networks."""
 import json
+import math
 from contextlib import contextmanager
 from pathlib import Path
 from typing import (
@@ -202,10 +203,8 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
         curves = {}
         for ax, ((title, unit), marks) in zip(axes, panels.items()):
             curves[ax] = _plot_marks(ax, marks, colours)
-            for name, quality in (levels or {}).items():
+            for quality in (levels or {}).values():
                 ax.axhline(quality, color='grey', linestyle='--', linewidth=1, zorder=1)
-                ax.annotate(name, (1, quality), (-3, 2), xycoords=('axes fraction', 'data'),
-                            textcoords='offset points', ha='right', fontsize=8, color='dimgrey')
             if front:
                 _plot_front(ax, marks)
             ax.set(xscale='log', xlabel=cost, ylabel=unit, title=title)
@@ -223,7 +222,21 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
                    ncol=max(1, min(len(handles), 50 * len(panels) // widest)))  # 50 letters each
         fig.canvas.draw()  # positions are known from here on
         for ax, marks in zip(axes, panels.values()):
+            _label_levels(ax, levels or {})
             _label(ax, marks, curves[ax], colours)
+
+
+def _label_levels(ax: plt.Axes, levels: Mapping[str, float]) -> None:
+    """Write names to the right of the axes, moved up where they would overlap."""
+    lowest = -math.inf  # of the next name, px
+    for name, quality in sorted(levels.items(), key=lambda level: level[1]):
+        y = ax.transData.transform((1, quality))[1]
+        text = ax.annotate(name, (1, quality), (4, 0), xycoords=('axes fraction', 'data'),
+                           textcoords='offset points', va='center', fontsize=7, color='dimgrey')
+        height = text.get_window_extent().height
+        up = max(0, lowest - y)
+        text.xyann = 4, up * 72 / ax.figure.dpi
+        lowest = y + up + height
 
 
 def _height(mark: Mark) -> float:
