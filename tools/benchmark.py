@@ -1,10 +1,11 @@
-"""Time models of this project and of timm, interleaved in rounds:
+"""Time backbones of this project and of timm, and whole models, interleaved in rounds:
 
   python tools/benchmark.py l1 l3:legacy,unfused,nchw timm:resnet50 --runtimes pytorch openvino \\
       --shape 800 1344 --out benchmarks/NAME
 
 A model is NAME or NAME:OPTION,OPTION. Options are variants (legacy, unfused, nchw; with --mode
 train also with_cp), runtimes and precisions; --runtimes and --dtype are for models that name none.
+The config of a detector or segmentor is a whole model, with the variants unfused, nchw and plain.
 The folder --out receives results.json, results.md and accuracy.png.
 """
 import json
@@ -70,7 +71,7 @@ def parse_args():
                         help='default: benchmarks/ and the time')
     parser.add_argument('--render', action='store_true',
                         help='time nothing: make table and plot from the results.json in --out')
-    parser.add_argument('--end-to-end', nargs='+', metavar='CONFIG [CHECKPOINT]',
+    parser.add_argument('--end-to-end', nargs='+', metavar=('CONFIG', 'CHECKPOINT'),
                         help='time a model from image files to drawn predictions instead, by '
                         'stage; without a checkpoint with random weights')
     parser.add_argument('--images', metavar='FOLDER',
@@ -167,7 +168,7 @@ def report(results: dict, out: Path, accuracy: str):
 
 
 def published(results: dict, accuracy: str) -> dict:
-    """Return the published figure of each model that was timed, '' if there is none."""
+    """Return the published figure of each model that was timed, '' for none."""
     _, name, metric = ACCURACIES[accuracy]
     models, figures = read_published(), {}
     for model in {entry['model'] for entry in results['candidates']}:

@@ -1,5 +1,4 @@
 """Time from image files to drawn predictions."""
-from functools import partial
 
 import pytest
 from support.wholes import SEGMENTOR, write_detector
