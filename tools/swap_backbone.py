@@ -7,7 +7,6 @@ The written config has no base; pass it to tools/train.py. docs/guides/swap.md l
 and which configs are known to work.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.fileio import load
@@ -30,7 +29,7 @@ def main() -> None:
     with exit_on_error():
         if args.out.suffix != '.py':
             raise ValueError(f'--out {args.out} must end in .py')
-        cfg = read_config(find_config(args.config))
+        cfg = read_config(args.config)
         arch, options = args.arch, dict(args.options)
         if arch.endswith('.json'):
             arch = load(require_file(arch, 'arch'))
@@ -41,17 +40,6 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     cfg.dump(args.out)
     print(f'{args.out} is written; to train it: python tools/train.py {args.out}')
-
-
-def find_config(config: str) -> str:
-    """Return the file of a config given as a file or as LIBRARY::PATH."""
-    library, _, path = config.rpartition('::')
-    if library:
-        spec = find_spec(library) if library.isidentifier() else None
-        if spec is None:
-            raise ValueError(f'config {config!r}: the library {library!r} is not installed')
-        path = str(Path(spec.origin).parent / '.mim' / 'configs' / path)
-    return require_file(path, 'config')
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@ import tempfile
 from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
+from itertools import count
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -32,6 +33,7 @@ from .options import require_file
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
+DRAWERS = count()  # numbers of visualizers
 
 
 class PictureError(ValueError):
@@ -172,26 +174,48 @@ def load_drawer(cfg: Config, checkpoint: Union[str, ExportedFile], device: str =
         FileNotFoundError: The checkpoint does not exist.
         ValueError: As for :class:`Predictor`, or the config has no visualizer.
     """
-    if not cfg.get('visualizer'):
-        name = 'SegLocalVisualizer' if find_scope(cfg) == 'mmseg' else 'DetLocalVisualizer'
-        raise ValueError('the config has no visualizer to draw with: expected '
-                         f"visualizer=dict(type='{name}')")
+    require_visualizer(cfg)
     predict = Predictor(cfg, checkpoint, device, dtype)
-    options = deepcopy(cfg.visualizer)
-    for key in ('vis_backends', 'save_dir'):  # nothing is saved by it
-        options.pop(key, None)
-    options.name = f'drawer {id(predict)}'  # mmengine keeps one visualizer of each name
-    visualizer = VISUALIZERS.build(options)
-    visualizer.dataset_meta = predict.metainfo
-    known = signature(visualizer.add_datasample).parameters
-    settings = dict(draw_gt=False, pred_score_thr=score_thr, with_labels=False)
-    settings = {key: value for key, value in settings.items() if key in known}
+    draw_sample = load_sample_drawer(cfg, predict.metainfo, score_thr)
 
     def draw(source: Image) -> np.ndarray:
         sample, image = predict(source)
         with naming_errors('cannot be drawn'):
-            visualizer.add_datasample('prediction', to_rgb(image), sample, **settings)
-            return visualizer.get_image()[..., ::-1]
+            return draw_sample(sample, image)
+
+    return draw
+
+
+def require_visualizer(cfg: Config) -> None:
+    """Raise a ValueError if the config has no visualizer."""
+    if not cfg.get('visualizer'):
+        name = 'SegLocalVisualizer' if find_scope(cfg) == 'mmseg' else 'DetLocalVisualizer'
+        raise ValueError('the config has no visualizer to draw with: expected '
+                         f"visualizer=dict(type='{name}')")
+
+
+def load_sample_drawer(cfg: Config, metainfo: dict, score_thr: float
+                       ) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """Return a function that draws a prediction for an image on a copy of the image.
+
+    Args:
+        cfg: A config with a visualizer, whose scope is the default scope.
+        metainfo: Classes and palette.
+        score_thr: Detections below this score are not drawn.
+    """
+    options = deepcopy(cfg.visualizer)
+    for key in ('vis_backends', 'save_dir'):  # nothing is saved by it
+        options.pop(key, None)
+    options.name = f'drawer {next(DRAWERS)}'  # mmengine keeps one visualizer of each name
+    visualizer = VISUALIZERS.build(options)
+    visualizer.dataset_meta = metainfo
+    known = signature(visualizer.add_datasample).parameters
+    settings = dict(draw_gt=False, pred_score_thr=score_thr, with_labels=False)
+    settings = {key: value for key, value in settings.items() if key in known}
+
+    def draw(sample: Any, image: np.ndarray) -> np.ndarray:
+        visualizer.add_datasample('prediction', to_rgb(image), sample, **settings)
+        return visualizer.get_image()[..., ::-1]
 
     return draw
 

@@ -12,6 +12,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
+from ..engine.configs import find_config
 from ..utils.complexity import complexity
 from ..utils.markdown import markdown_table
 from ..utils.plots import read_scalars
@@ -91,6 +92,29 @@ def read_models() -> Dict[str, Model]:
 def read_published() -> Dict[str, Mapping[str, str]]:
     """Return the published figures, as printed, by model and metric."""
     return {name: model.published for name, model in read_models().items()}
+
+
+def read_library_published(config: str) -> Mapping[str, str]:
+    """Return the figures that mmdet or mmseg publishes for one of its configs.
+
+    Args:
+        config: ``LIBRARY::PATH``. The metafile next to it has the figures; there may be none.
+    """
+    path = Path(find_config(config))
+    figures: Dict[str, str] = {}
+    for metafile in path.parent.glob('metafile.y*ml'):
+        for entry in yaml.load(metafile.read_text(encoding='utf-8'), yaml.BaseLoader)['Models']:
+            if Path(entry['Config']).name == path.name:
+                results = entry.get('Results') or []
+                for result in results if isinstance(results, list) else [results]:
+                    figures.update(result['Metrics'])
+    return figures
+
+
+def read_peers(metric: str) -> Dict[str, float]:
+    """Return the figures of configs/peers.yml for a metric, by network: not measured here."""
+    peers = yaml.safe_load((ROOT / 'configs/peers.yml').read_text(encoding='utf-8'))
+    return {peer['Name']: peer['Metrics'][metric] for peer in peers if metric in peer['Metrics']}
 
 
 def published_table(models: Iterable[Model],

@@ -169,6 +169,33 @@ def _write_int8(model: nn.Module, what: str, fp32: Path, file: Path, to: str, im
     write_executorch(part, file, image, meta, calibration)
 
 
+def write_unchecked(model: nn.Module, path: Path, to: str, what: str, shape: Size,
+                    dynamic: bool = False, calibration: Optional[Sequence[Tensor]] = None) -> None:
+    """Fuse a model in place and export it without a comparison, in order to time the file.
+
+    Args:
+        model, path, to, what, shape, dynamic, calibration: As for :func:`export`.
+
+    Raises:
+        ValueError: The model cannot be exported, or a package is missing.
+    """
+    for package in PACKAGES[to]:
+        require(package, to)
+    part = traceable(fuse(model), what)
+    meta = dict(what=what, outputs=list(part.output_names), shape=[*shape], dynamic=dynamic,
+                precision='fp32')
+    file = path if calibration is None else path.with_name(f'fp32-{path.name}')
+    WRITERS[to](part, file, torch.zeros(1, input_channels(model), *shape), meta)
+    if calibration is not None:
+        quantise(file, path, calibration, None if dynamic else shape)
+
+
+def window_size(model: nn.Module) -> Optional[Size]:
+    """Return H, W in px of the windows that a segmentor slides, None if it slides none."""
+    windows = _windows(model)
+    return (windows['crop_size'][0], windows['crop_size'][1]) if windows else None
+
+
 def _write_checked(model: nn.Module, what: str, file: Path, to: str, inputs: Sequence[Tensor],
                    meta: Dict) -> List[Comparison]:
     """Write the file of a part and check it.

@@ -1,9 +1,10 @@
 """Exported files as functions, run by ONNX Runtime, OpenVINO, Core ML or ExecuTorch."""
 import json
+import threading
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Mapping, Tuple, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -55,35 +56,46 @@ def openvino_core():
     return require('openvino', 'openvino').Core()
 
 
-def _open_onnx(path: str) -> Opened:
+def _open_onnx(path: str, threads: Optional[int], streams: int) -> Opened:
     runtime = require('onnxruntime', 'onnx')
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # without warnings of outputs with zero detections
+    if threads:
+        options.intra_op_num_threads = max(1, threads // streams)
+        # Threads that spin after a call would disturb what is timed next.
+        options.add_session_config_entry('session.force_spinning_stop', '1')
     session = runtime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
     return (session.get_modelmeta().custom_metadata_map,
             lambda image: dict(zip(names, session.run(names, {INPUT: image}))))
 
 
-def _open_openvino(path: str) -> Opened:
+def _open_openvino(path: str, threads: Optional[int], streams: int) -> Opened:
     model = openvino_core().read_model(path)
     # The default is bfloat16, with its rounding, on CPUs that can compute in it.
-    compiled = openvino_core().compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    properties = {'INFERENCE_NUM_THREADS': threads} if threads else {}
+    if streams > 1:
+        properties.update({'PERFORMANCE_HINT': 'THROUGHPUT', 'NUM_STREAMS': streams})
+    compiled = openvino_core().compile_model(
+        model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', **properties})
+    own = threading.local()  # a request runs one image at a time
 
     def run(image: np.ndarray) -> Mapping[str, np.ndarray]:
-        values = compiled(image)
+        if not hasattr(own, 'request'):
+            own.request = compiled.create_infer_request()
+        values = own.request.infer([image])
         return {name: values[output] for output in compiled.outputs
                 for name in output.get_names()}
 
     return {META: model.get_rt_info(META).astype(str)} if model.has_rt_info(META) else {}, run
 
 
-def _open_coreml(path: str) -> Opened:
+def _open_coreml(path: str, threads: Optional[int], streams: int) -> Opened:
     model = require('coremltools', 'coreml').models.MLModel(path)  # runs on macOS only
     return model.user_defined_metadata, lambda image: model.predict({INPUT: image})
 
 
-def _open_executorch(path: str) -> Opened:
+def _open_executorch(path: str, threads: Optional[int], streams: int) -> Opened:
     runtime = require('executorch.runtime', 'executorch').runtime.Runtime.get()
     program = runtime.load_program(path)
     if META not in program.method_names:
@@ -104,11 +116,16 @@ OPENERS = {'onnx': _open_onnx, 'openvino': _open_openvino, 'coreml': _open_corem
 class ExportedFile:
     """A file of :func:`mmeffformer.deploy.export.export`, as a function of an image.
 
+    Several threads may call it at once.
+
     Args:
         path: The file.
         to: Its format, one of ``SUFFIXES``.
+        threads: Number of CPU threads of ONNX Runtime or OpenVINO, which otherwise choose it.
+        streams: Number of calls at once that the CPU threads are divided among.
 
     Attributes:
+        to: The format.
         meta: Metadata of the file: the part exported, input size, mean, std and more.
 
     Raises:
@@ -117,14 +134,15 @@ class ExportedFile:
             package of its runtime is missing.
     """
 
-    def __init__(self, path: Union[str, Path], to: str):
-        self.path = Path(path)
+    def __init__(self, path: Union[str, Path], to: str, threads: Optional[int] = None,
+                 streams: int = 1):
+        self.path, self.to = Path(path), to
         if not self.path.exists():
             raise FileNotFoundError(f'exported file {str(path)!r} does not exist')
         if self.path.suffix != SUFFIXES[to]:
             raise ValueError(f'{path}: expected a file that ends in {SUFFIXES[to]} for {to}')
         try:
-            meta, self._run = OPENERS[to](str(path))
+            meta, self._run = OPENERS[to](str(path), threads, streams)
         except ValueError:  # a missing package
             raise
         except Exception as error:  # the runtimes share no exception class

@@ -1,6 +1,7 @@
 """Candidates of a benchmark: a network in a variant, run by a runtime in a precision."""
 import difflib
 import itertools
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +12,17 @@ from torch import Tensor, nn
 
 from ..deploy.export import MIN_SIZE, export
 from ..deploy.runtimes import SUFFIXES
+from ..engine.configs import read_config
 from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..utils.complexity import complexity
+from ..utils.config import find_scope
+from ..utils.stopwatch import Stopwatch
 from .exported import FILES, HALF, open_file, require_packages, suffix, write_module
 from .timing import Call, kept_bytes, peak_bytes
 
 TIMM = 'timm:'
+# A model of timm, the config of a whole model or an arch, and options
+SPEC = re.compile(rf'({TIMM}[^:]*|.+\.py|[^:]*)(?::(.*))?')
 RUNTIMES = {
     'pytorch': 'eager',
     'compile': 'torch.compile',
@@ -34,10 +40,13 @@ VARIANTS = {
     'legacy': "bias_mode='legacy': the bias as the authors' dense code computes it",
     'unfused': 'norms and layer scales as separate layers, as in training',
     'nchw': 'memory format NCHW instead of channels_last',
+    'plain': "a whole model without this project's fusing, layout and operators for CPUs",
     'with_cp': 'activations recomputed in backward (training)',
 }
 NOT_FOR_TIMM = {'legacy', 'unfused', 'with_cp'}
-TORCH_ONLY = {'unfused', 'nchw', 'with_cp'}  # exported files are fused and have their own layout
+NOT_FOR_CONFIGS = {'legacy', 'with_cp'}
+# Exported files are fused and have their own layout.
+TORCH_ONLY = {'unfused', 'nchw', 'plain', 'with_cp'}
 # 1/32 grid of the stored bias tables, as in the detectors' configs.
 BIAS_GRID = 25
 
@@ -71,7 +80,8 @@ class Setting:
 class Candidate:
     """A network to time. ``str()`` gives a spec that :func:`candidates` parses."""
 
-    model: str  # an arch of this project, or 'timm:' and a model name of timm
+    # An arch of this project, 'timm:' and a model name of timm, or the config of a whole model
+    model: str
     runtime: str = 'pytorch'  # one of RUNTIMES
     dtype: str = 'fp32'  # one of DTYPES, other than fp32 through autocast; or INT8
     variants: Tuple[str, ...] = ()  # from VARIANTS
@@ -85,6 +95,10 @@ class Candidate:
     def is_timm(self) -> bool:
         return self.model.startswith(TIMM)
 
+    @property
+    def is_whole(self) -> bool:
+        return self.model.endswith('.py')
+
 
 def candidates(spec: str, runtimes: Sequence[str] = ('pytorch',), dtype: str = 'fp32',
                setting: Setting = Setting()) -> List[Candidate]:
@@ -93,25 +107,26 @@ def candidates(spec: str, runtimes: Sequence[str] = ('pytorch',), dtype: str = '
     Options are names from ``VARIANTS``, ``RUNTIMES`` and ``DTYPES``, and 'int8'.
 
     Args:
-        spec: For example 'l3', 'l3:legacy,nchw', 'timm:resnet50' or 'timm:resnet50:compile'.
+        spec: For example 'l3', 'l3:legacy,nchw', 'timm:resnet50:compile', or a config for a
+            whole model, 'configs/detection/maskrcnn_effformer_l1.py:plain' or
+            'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'.
         runtimes: Runtimes of a spec that names none. Those that run exported files are left out
             where a variant concerns PyTorch alone.
         dtype: Precision of a spec that names none.
 
     Raises:
+        FileNotFoundError: A config does not exist.
         ValueError: The model or an option is unknown, options exclude each other, or timm is
             needed and not installed.
     """
-    fields = spec.split(':')
-    size = 2 if spec.startswith(TIMM) else 1
-    model, options = ':'.join(fields[:size]), ':'.join(fields[size:])
-    options = options.split(',') if len(fields) > size else []
+    model, options = SPEC.fullmatch(spec).groups()
+    _check_model(model)
+    options = [] if options is None else options.split(',')
     known = (*VARIANTS, *RUNTIMES, *DTYPES, INT8)
     for option in options:
         if option not in known:
             raise ValueError(f'{spec}: option {option!r} is unknown; choose from '
                              f'{", ".join(known)}')
-    _check_model(model)
     variants = tuple(name for name in VARIANTS if name in options)
     named = [name for name in options if name in RUNTIMES]
     dtypes = [name for name in options if name in (*DTYPES, INT8)] or [dtype]
@@ -133,9 +148,16 @@ def _check_model(model: str) -> None:
     archs = [*ARCHS, *ARCHS_V2]
     if model in archs:
         return
+    if model.endswith('.py'):
+        scope = find_scope(read_config(model))
+        if scope not in ('mmdet', 'mmseg'):
+            raise ValueError(f'{model} is a config with default_scope {scope!r}: expected one '
+                             'for mmdet or mmseg')
+        return
     if not model.startswith(TIMM):
         raise ValueError(f'model {model!r} is unknown; choose from {", ".join(archs)}, or write '
-                         f'{TIMM}NAME for a model of timm')
+                         f'{TIMM}NAME for a model of timm, or the config (.py) of a whole '
+                         'detector or segmentor')
     try:
         import timm
     except ImportError as error:
@@ -153,6 +175,14 @@ def _check(candidate: Candidate, setting: Setting) -> None:
     wrong = None
     if candidate.is_timm and variants & NOT_FOR_TIMM:
         wrong = f'{", ".join(sorted(variants & NOT_FOR_TIMM))}: for models of this project only'
+    elif candidate.is_whole and variants & NOT_FOR_CONFIGS:
+        wrong = f'{", ".join(sorted(variants & NOT_FOR_CONFIGS))}: set it in the config'
+    elif 'plain' in variants and not candidate.is_whole:
+        wrong = 'plain: for whole models only, that is configs'
+    elif candidate.is_whole and runtime not in ('pytorch', 'compile', 'onnx', 'openvino'):
+        wrong = f'{runtime}: for backbones only'
+    elif candidate.is_whole and candidate.dtype == 'fp16':
+        wrong = 'fp16: for backbones only; choose fp32, bf16 or int8'
     elif runtime in FILES and variants & TORCH_ONLY:
         wrong = f'{", ".join(sorted(variants & TORCH_ONLY))}: not with {runtime}'
     elif setting.train and runtime not in ('pytorch', 'compile'):
@@ -188,6 +218,7 @@ class Built(NamedTuple):
     peak_bytes: Optional[int] = None  # see timing.peak_bytes; None if unknown
     kept_bytes: Optional[int] = None  # what a forward in training keeps for the backward
     remark: str = ''  # a note for the table
+    stopwatch: Optional[Stopwatch] = None  # of a whole model's parts
 
 
 def build(candidate: Candidate, setting: Setting, folder: Path) -> Built:

@@ -1,6 +1,6 @@
 """Parameters and multiply-accumulates of a network, by part, at any input size."""
 from dataclasses import dataclass
-from typing import Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
 from mmengine.utils import digit_version
@@ -43,17 +43,22 @@ def complexity(model: nn.Module, shape: Tuple[int, int], depth: int = 1) -> List
         raise ValueError(f'image of {shape[0]} x {shape[1]} px: expected a height and a width')
     model = model.to('meta')
     model.eval()  # returns nothing where a library's backbone overrides train()
+    macs = count_macs(model, lambda: model(torch.empty(1, 3, *shape, device='meta')))
+    root = type(model).__name__
+    return [Complexity(name, sum(p.numel() for p in module.parameters()),
+                       macs.get(f'{root}.{name}' if name else 'Global', 0))
+            for name, module in [*_parts(model, depth), ('', model)]]
+
+
+def count_macs(model: nn.Module, call: Callable[[], Any]) -> Dict[str, int]:
+    """Return the multiply-accumulates of a call of ``model`` by module, 'Global' for all."""
     # torch before 2.4 counts for the modules of `mods` only.
     old = digit_version(torch.__version__) < digit_version('2.4')
     counter = FlopCounterMode(mods=model if old else None, display=False)
     with torch.no_grad(), counter:
-        model(torch.empty(1, 3, *shape, device='meta'))
-    flops = {name: sum(by_operator.values())
-             for name, by_operator in counter.get_flop_counts().items()}
-    root = type(model).__name__
-    return [Complexity(name, sum(p.numel() for p in module.parameters()),
-                       flops.get(f'{root}.{name}' if name else 'Global', 0) // 2)
-            for name, module in [*_parts(model, depth), ('', model)]]
+        call()
+    return {name: sum(by_operator.values()) // 2
+            for name, by_operator in counter.get_flop_counts().items()}
 
 
 def _parts(module: nn.Module, depth: int, prefix: str = '') -> Iterator[Tuple[str, nn.Module]]:

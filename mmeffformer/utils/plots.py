@@ -1,8 +1,20 @@
 """Plots: learning curves, pages of images, and cost and quality of networks."""
 import json
+import math
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import matplotlib
 import numpy as np
@@ -173,7 +185,8 @@ def pareto_front(points: Iterable[Tuple[float, float]]) -> List[Tuple[float, flo
 
 
 def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path,
-             front: bool = False, caption: str = '') -> None:
+             front: bool = False, caption: str = '',
+             levels: Optional[Mapping[str, float]] = None) -> None:
     """Plot quality against cost: published values hollow, measured values filled.
 
     Args:
@@ -182,6 +195,7 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
         out: The picture's file.
         front: Draw the Pareto front of the published values.
         caption: Text below the panels.
+        levels: Quality of others whose cost is unknown, by name: dashed lines in each panel.
     """
     families = list(dict.fromkeys(mark.family for marks in panels.values() for mark in marks))
     colours = {family: f'C{i}' for i, family in enumerate(families)}
@@ -189,6 +203,8 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
         curves = {}
         for ax, ((title, unit), marks) in zip(axes, panels.items()):
             curves[ax] = _plot_marks(ax, marks, colours)
+            for quality in (levels or {}).values():
+                ax.axhline(quality, color='grey', linestyle='--', linewidth=1, zorder=1)
             if front:
                 _plot_front(ax, marks)
             ax.set(xscale='log', xlabel=cost, ylabel=unit, title=title)
@@ -206,7 +222,21 @@ def tradeoff(panels: Dict[Tuple[str, str], Sequence[Mark]], cost: str, out: Path
                    ncol=max(1, min(len(handles), 50 * len(panels) // widest)))  # 50 letters each
         fig.canvas.draw()  # positions are known from here on
         for ax, marks in zip(axes, panels.values()):
+            _label_levels(ax, levels or {})
             _label(ax, marks, curves[ax], colours)
+
+
+def _label_levels(ax: plt.Axes, levels: Mapping[str, float]) -> None:
+    """Write names to the right of the axes, moved up where they would overlap."""
+    lowest = -math.inf  # of the next name, px
+    for name, quality in sorted(levels.items(), key=lambda level: level[1]):
+        y = ax.transData.transform((1, quality))[1]
+        text = ax.annotate(name, (1, quality), (4, 0), xycoords=('axes fraction', 'data'),
+                           textcoords='offset points', va='center', fontsize=7, color='dimgrey')
+        height = text.get_window_extent().height
+        up = max(0, lowest - y)
+        text.xyann = 4, up * 72 / ax.figure.dpi
+        lowest = y + up + height
 
 
 def _height(mark: Mark) -> float:

@@ -9,8 +9,8 @@ from mmeffformer.apis.options import (
     add_config_arguments,
     exit_on_error,
     load_config,
-    set_data_root,
 )
+from mmeffformer.engine.configs import set_data_root
 
 
 def parse(*words):

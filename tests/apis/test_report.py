@@ -169,3 +169,19 @@ def test_tool_prints_and_saves_the_report(work_dirs, tmp_path):
 def test_tool_explains_mistakes():
     assert '--models l9: no such model; choose from maskrcnn_resnet18, ' in run(
         'tools/analysis_tools/report.py', '--models', 'l9', expect=None)
+
+
+# Published figures of others ------------------------------------------------------------------
+
+
+def test_figures_of_the_libraries_and_of_peers():
+    assert report.read_library_published(
+        'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py') == {'box AP': '40.5',
+                                                                'mask AP': '35.4'}
+    found = report.read_library_published(
+        'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py')
+    assert found['mIoU'] == '37.49'
+    with pytest.raises(FileNotFoundError, match='none.py'):
+        report.read_library_published('mmdet::rtmdet/none.py')
+    assert report.read_peers('mask AP')['RF-DETR-Seg-N'] == 40.3
+    assert report.read_peers('mIoU') == {}

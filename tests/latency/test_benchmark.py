@@ -1,5 +1,6 @@
 """Benchmark: rounds of all candidates, the table, and accuracy against time."""
 import json
+import time
 
 import pytest
 import torch
@@ -7,9 +8,10 @@ from torch import nn
 
 from mmeffformer.latency import benchmark
 from mmeffformer.latency import results as latency_results
-from mmeffformer.latency.benchmark import LEGEND, run, table, tradeoff
+from mmeffformer.latency.benchmark import LEGEND, parts_table, run, table, tradeoff
 from mmeffformer.latency.candidates import Built, Candidate, Setting, compiled
 from mmeffformer.latency.results import load, markdown
+from mmeffformer.utils.stopwatch import Stopwatch
 
 SETTING = Setting((64, 64))
 L1, S0 = Candidate('l1'), Candidate('s0', 'onnx')
@@ -123,6 +125,50 @@ def test_tradeoff_has_what_was_timed_and_published():
             ('S24', 'poolformer', 6, 40.1, None, (6, 6))],
         ('ONNX Runtime, fp32', quality): [
             ('L', 'EfficientFormerV2 (timm)', 5, 44.7, None, (5, 5))]}
+
+
+def test_tradeoff_of_whole_models_has_a_panel_of_its_own():
+    ours, theirs = 'configs/detection/maskrcnn_effformerv2_s2.py', (
+        'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py')
+    found = tradeoff(results(
+        timed('l1', [9.]), timed(ours, [20.], model=ours),
+        timed(f'{theirs}:plain', [7.], model=theirs, variants=['plain'])),
+        {'l1': '35.4', ours: '39.5', theirs: '35.4'}, 'mask AP, %')
+    quality = 'mask AP, %\npublished by the authors, not measured'
+    assert found == {
+        ('eager, fp32', quality): [('L1', 'EfficientFormer', 9, 35.4, None, (9, 9))],
+        ('eager, fp32, whole models', quality): [
+            ('S2', 'Mask R-CNN EfficientFormerV2', 20, 39.5, None, (20, 20)),
+            ('tiny', 'mmdet rtmdet-ins (plain)', 7, 35.4, None, (7, 7))]}
+
+
+def test_parts_of_whole_models():
+    assert parts_table(results(timed('l1', [20., 30.]))) is None
+    found = parts_table(results(
+        timed('l1', [20.]), timed('a.py', [], parts_ms=[]),
+        timed('b.py', [10., 20., 30.], parts_ms=[
+            dict(other=1., neck=2., backbone=ms, roi_head=3.) for ms in (4., 14., 24.)]),
+        timed('c.py', [10.], parts_ms=[dict(backbone=5., decode_head=4., post_processing=1.)])))
+    assert found == (
+        ['ms of', 'backbone', 'neck', 'decode_head', 'roi_head', 'post_processing', 'other'],
+        [['b.py', '14', '2', '–', '3', '–', '1'], ['c.py', '5', '–', '4', '–', '1', '–']])
+
+
+def test_parts_sum_to_the_sample(tmp_path, monkeypatch):
+    watched = Stopwatch()
+
+    def call():
+        with watched.section('other'), watched.section('backbone'):
+            time.sleep(.001)
+
+    monkeypatch.setattr(benchmark, 'MATRIX_SIZE', dict(cpu=64))
+    monkeypatch.setattr(benchmark.whole, 'build', lambda *args: Built(call, 1, 1,
+                                                                      stopwatch=watched))
+    entry, = run([Candidate('some.py')], [], SETTING, 3, 0, tmp_path)['candidates']
+    assert [sum(parts.values()) for parts in entry['parts_ms']] == pytest.approx(
+        entry['samples_ms'])
+    assert all(parts['backbone'] > parts['other'] > 0 for parts in entry['parts_ms'])
+    assert load(tmp_path)['candidates'] == [entry]
 
 
 def test_results_of_another_tool_are_refused(tmp_path):

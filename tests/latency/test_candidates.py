@@ -18,6 +18,7 @@ from mmeffformer.latency.exported import require_packages
 from mmeffformer.models.attention import AttentionBias
 
 TINY = Setting(shape=(64, 96))
+DETECTOR = 'configs/detection/maskrcnn_effformer_l1.py'
 TRAIN = Setting(shape=(64, 64), batch=2, train=True)
 
 
@@ -34,6 +35,10 @@ def test_a_spec_names_its_runtime_or_uses_all():
     assert names('timm:resnet50:nchw', ['pytorch'], 'bf16') == ['timm:resnet50:nchw,bf16']
     assert names('s0:fp32', ['pytorch'], 'bf16') == ['s0']
     assert names('s0:int8', ['pytorch']) == ['s0:openvino,int8']
+    mmdet = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+    assert names(f'{mmdet}:nchw,bf16') == [f'{mmdet}:nchw,bf16']
+    assert names(DETECTOR, ['pytorch', 'onnx']) == [DETECTOR, f'{DETECTOR}:onnx']
+    assert names(f'{DETECTOR}:plain', ['pytorch', 'onnx']) == [f'{DETECTOR}:plain']
     for name in ('l3:legacy,nchw,compile', 's0:openvino,int8', 'timm:resnet50:bf16'):
         assert names(name) == [name]
 
@@ -42,6 +47,16 @@ def test_a_spec_names_its_runtime_or_uses_all():
     ('l9', TINY, "model 'l9' is unknown; choose from l1, l3, l7, s0, s1, s2, l, or write timm:"),
     ('resnet50', TINY, "model 'resnet50' is unknown"),
     ('timm:resnet5o', TINY, "no model 'resnet5o'; it has resnet50"),
+    ('mmdet::none.py', TINY, 'config .*none.py. does not exist'),
+    ('nonesuch::mask_rcnn/x.py:onnx', TINY, "the library 'nonesuch' is not installed"),
+    ('configs/backbones/effformer_l1.py', TINY, 'expected one for mmdet or mmseg'),
+    (f'{DETECTOR}:legacy', TINY, 'legacy: set it in the config'),
+    (f'{DETECTOR}:fp16', TINY, 'fp16: for backbones only'),
+    (f'{DETECTOR}:plain,onnx', TINY, 'plain: not with onnx'),
+    (f'{DETECTOR}:cuda-graphs', TINY, 'cuda-graphs: for backbones only'),
+    (f'{DETECTOR}:onnx', Setting(batch=2), 'not a batch of 2'),
+    ('l1:plain', TINY, 'plain: for whole models only'),
+    ('l1:', TINY, "option '' is unknown"),
     ('l1:fast', TINY, "option 'fast' is unknown; choose from legacy, unfused"),
     ('timm:resnet18:unfused', TINY, 'unfused: for models of this project only'),
     ('l1:nchw,onnx', TINY, 'nchw: not with onnx'),
@@ -56,7 +71,7 @@ def test_a_spec_names_its_runtime_or_uses_all():
     ('l1:cuda-graphs', TINY, 'for --device cuda only'),
 ])
 def test_invalid_specs(spec, setting, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         candidates(spec, setting=setting)
 
 

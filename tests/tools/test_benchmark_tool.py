@@ -2,7 +2,9 @@
 import json
 
 import cv2
+import numpy as np
 from support.helpers import run_tool
+from support.wholes import SEGMENTOR
 
 TOOL = 'tools/benchmark.py'
 SMALL = ['--shape', '64', '64', '--rounds', '2', '--threads', '1']
@@ -41,6 +43,33 @@ def test_training_step(tmp_path):
     assert saving['kept_bytes'] < plain['kept_bytes'] / 2
     assert '| s0:with_cp |' in (tmp_path / 'results.md').read_text()
     assert not (tmp_path / 'accuracy.png').exists()
+
+
+def test_whole_models_by_part(tmp_path):
+    run_tool(TOOL, SEGMENTOR, f'{SEGMENTOR}:plain', *SMALL, '--out', tmp_path, '--accuracy',
+             'miou')
+    fast, plain = json.loads((tmp_path / 'results.json').read_text())['candidates']
+    assert plain['variants'] == ['plain'] and plain['params'] == fast['params']
+    assert [{*parts} for parts in fast['parts_ms']] == [
+        {'backbone', 'neck', 'decode_head', 'post_processing', 'other'}] * 2
+    text = (tmp_path / 'results.md').read_text()
+    assert '| ms of | backbone | neck | decode_head | post_processing | other |' in text
+
+
+def test_end_to_end(tmp_path):
+    cv2.imwrite(str(tmp_path / 'image.jpg'), np.zeros((64, 96, 3), np.uint8))
+    common = [TOOL, '--images', tmp_path, '--rounds', '2', '--threads', '1', '--end-to-end']
+    out = tmp_path / 'out'
+    printed = run_tool(*common, SEGMENTOR, '--batch', '2', '--out', out)
+    found = json.loads((out / 'end_to_end.json').read_text())
+    assert found['header']['images'] == 1 and found['header']['trained'] is False
+    assert len(found['runtimes']['pytorch']['stages_ms']) == 2
+    assert 'post-processing' in printed
+    assert '| pytorch |' in (out / 'end_to_end.md').read_text()
+    for more, message in ((['--runtimes', 'compile'], 'the runtimes pytorch, onnx, openvino'),
+                          (['--dtype', 'bf16'], 'in fp32'), (['--streams', '0'], '1 or more')):
+        assert message in run_tool(*common, SEGMENTOR, *more, expect=1)
+    assert 'none.pth' in run_tool(*common, SEGMENTOR, 'none.pth', expect=1)
 
 
 def test_exits_with_an_error_if_nothing_was_timed(tmp_path):

@@ -119,6 +119,15 @@ def test_tradeoff_with_front_spreads_and_caption(tmp_path, drawn):
     assert drawn[0].get_supxlabel() == 'note'
 
 
+def test_tradeoff_with_levels_of_others(tmp_path, drawn):
+    tradeoff({('eager', 'AP, %'): [Mark('L1', 'A', 2., 30., None)]}, 'ms', tmp_path / 'plot.png',
+             levels=dict(peer=45.))
+    ax, = drawn[0].axes
+    dashed, = [line for line in ax.lines if line.get_linestyle() == '--']
+    assert [*dashed.get_ydata()] == [45, 45] and ax.get_ylim()[1] > 45
+    assert 'peer' in [text.get_text() for text in ax.texts]
+
+
 def test_bars_show_every_part(tmp_path, drawn):
     stacked_bars({'a': (dict(x=1., y=3., z=-1.), 5.), 'b': (dict(x=2., y=2., z=.01), 4.)}, 'ms',
                  'title', tmp_path / 'x/bars.png', 'whole')

@@ -48,6 +48,10 @@ def main():
         setting = Setting(tuple(args.shape), threads=args.threads)
         chosen = [candidate for spec in args.models
                   for candidate in candidates(spec, args.runtimes, setting=setting)]
+        for each in chosen:
+            if each.is_whole:
+                raise ValueError(f'{each.model}: expected backbones; tools/benchmark.py times the '
+                                 'parts of whole models')
         for runtime in dict.fromkeys([*args.runtimes, *(each.runtime for each in chosen)]):
             if runtime not in operators.RUNTIMES:
                 raise ValueError(f'{runtime} does not report the time of each operator; choose '
