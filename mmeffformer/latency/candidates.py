@@ -13,6 +13,7 @@ from ..deploy.export import MIN_SIZE, export
 from ..deploy.runtimes import SUFFIXES
 from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..utils.complexity import complexity
+from ..utils.modules import compile_blocks
 from .exported import FILES, open_file, write_graph
 from .timing import Call, kept_bytes, peak_bytes
 
@@ -279,28 +280,32 @@ def autocast(forward: Call, candidate: Candidate, setting: Setting) -> Call:
 
 
 def step(network: nn.Module, forward: Call) -> Call:
-    """Return forward and backward of the sum of the outputs' means."""
+    """Return forward and backward of half the sum of the outputs' squares."""
 
     def call():
         network.zero_grad(set_to_none=True)
         outputs = forward()
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        sum(output.float().mean() for output in outputs).backward()
+        # Gradients in the memory format of the outputs, as from a neck: those of a mean have none,
+        # and the backward of channels_last would copy every map.
+        torch.autograd.backward(outputs, [output.detach() for output in outputs])
 
     return call
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Any]:
-    """Return the network under torch.compile, for inputs of one size."""
+    """Return the network under torch.compile, for inputs of one size; in training, its blocks."""
     # dynamo counts each network of a class as a recompilation, and silently runs eagerly after
     # the eighth.
     config = torch._dynamo.config
     for limit in ('cache_size_limit', 'accumulated_cache_size_limit'):
         if hasattr(config, limit):  # torch 2.1 lacks one of them
             setattr(config, limit, max(getattr(config, limit), 4096))
+    if network.training:  # as a whole, forward and backward take many minutes to compile
+        compile_blocks(network, dynamic=False)
+        return network
     # In inference, weights are constant and can be laid out for the operators in advance.
-    options = {} if network.training else dict(freezing=True)
-    return torch.compile(network, dynamic=False, options=options)
+    return torch.compile(network, dynamic=False, options=dict(freezing=True))
 
 
 def graphed(call: Call) -> Call:
