@@ -286,8 +286,8 @@ def step(network: nn.Module, forward: Call) -> Call:
         network.zero_grad(set_to_none=True)
         outputs = forward()
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        # Gradients in the memory format of the outputs, as from a neck: those of a mean have none,
-        # and the backward of channels_last would copy every map.
+        # In the memory format of the outputs, as from a neck. The gradient of a mean is in none:
+        # half of the backward of channels_last would run in NCHW.
         torch.autograd.backward(outputs, [output.detach() for output in outputs])
 
     return call

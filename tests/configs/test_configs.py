@@ -89,7 +89,8 @@ BACKBONES = {
 FOLDERS = {'det': 'detection/maskrcnn', 'seg': 'segmentation/semfpn'}
 NAMES = {f'{FOLDERS[row[:3]]}_{row[4:]}.py': row for row in RECIPES}
 DEMOS = ['demo/maskrcnn_effformer_l1_shapes.py', 'demo/semfpn_effformer_l1_shapes.py']
-REALTIME = {f'realtime/rtmdet-ins_{name}_640.py': name for name in ('effformer_l1', 'effformerv2_s0')}
+REALTIME = {f'realtime/rtmdet-ins_{name}_640.py': name
+            for name in ('effformer_l1', 'effformerv2_s0')}
 CAMVID = [f'camvid/semfpn_{name}.py'
           for name in ('effformer_l1', 'effformerv2_s0', 'poolformer_s12', 'resnet18')]
 SUPERNETS = ['search/maskrcnn_super_l3.py', 'search/semfpn_super_l3.py',

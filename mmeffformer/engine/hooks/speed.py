@@ -21,7 +21,7 @@ class SpeedHook(Hook):
             arguments. The heads are not compiled because their input sizes vary with the number
             of objects. Each new image size is compiled again, unless ``dict(dynamic=True)``.
             ``dict(regional=True)`` compiles their blocks instead, each class and shape once
-            (:func:`mmeffformer.utils.modules.compile_blocks`): minutes less for training.
+            (:func:`mmeffformer.utils.modules.compile_blocks`): far less to compile.
     """
 
     def __init__(self, channels_last: bool = False, compile: Union[bool, dict] = False):
