@@ -16,6 +16,7 @@ from ..engine.configs import read_config
 from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..utils.complexity import complexity
 from ..utils.config import find_scope
+from ..utils.modules import compile_blocks
 from ..utils.stopwatch import Stopwatch
 from .exported import FILES, HALF, open_file, require_packages, suffix, write_module
 from .timing import Call, kept_bytes, peak_bytes
@@ -317,28 +318,32 @@ def autocast(forward: Call, candidate: Candidate, setting: Setting) -> Call:
 
 
 def step(network: nn.Module, forward: Call) -> Call:
-    """Return forward and backward of the sum of the outputs' means."""
+    """Return forward and backward of half the sum of the outputs' squares."""
 
     def call():
         network.zero_grad(set_to_none=True)
         outputs = forward()
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        sum(output.float().mean() for output in outputs).backward()
+        # In the memory format of the outputs, as from a neck. The gradient of a mean is in none:
+        # half of the backward of channels_last would run in NCHW.
+        torch.autograd.backward(outputs, [output.detach() for output in outputs])
 
     return call
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Any]:
-    """Return the network under torch.compile, for inputs of one size."""
+    """Return the network under torch.compile, for inputs of one size; in training, its blocks."""
     # dynamo counts each network of a class as a recompilation, and silently runs eagerly after
     # the eighth.
     config = torch._dynamo.config
     for limit in ('cache_size_limit', 'accumulated_cache_size_limit'):
         if hasattr(config, limit):  # torch 2.1 lacks one of them
             setattr(config, limit, max(getattr(config, limit), 4096))
+    if network.training:  # as a whole, forward and backward take many minutes to compile
+        compile_blocks(network, dynamic=False)
+        return network
     # In inference, weights are constant and can be laid out for the operators in advance.
-    options = {} if network.training else dict(freezing=True)
-    return torch.compile(network, dynamic=False, options=options)
+    return torch.compile(network, dynamic=False, options=dict(freezing=True))
 
 
 def graphed(call: Call) -> Call:

@@ -60,7 +60,8 @@ def by_strips(block: nn.Module, x: Tensor, hidden: int) -> Tensor:
         x: (B, C, H, W).
         hidden: Channels of the block's widest map.
     """
-    if block.training or not applies(x) or x.is_contiguous():  # in NCHW, a strip is not
+    # In NCHW, a strip is not contiguous. A compiled block would be compiled for every strip.
+    if block.training or not applies(x) or x.is_contiguous() or block._compiled_call_impl:
         return block(x)
     strip = max(1, STRIP_BYTES // (hidden * x.shape[3] * x.element_size()))  # rows
     if x.shape[2] <= MIN_STRIPS * strip:

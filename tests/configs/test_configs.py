@@ -2,6 +2,7 @@
 import ast
 import inspect
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
+from mmeffformer import swap_backbone
 from mmeffformer.datasets import CATEGORIES, SEG_CLASSES
 from mmeffformer.utils.registry import MODELS
 
@@ -87,6 +89,8 @@ BACKBONES = {
 FOLDERS = {'det': 'detection/maskrcnn', 'seg': 'segmentation/semfpn'}
 NAMES = {f'{FOLDERS[row[:3]]}_{row[4:]}.py': row for row in RECIPES}
 DEMOS = ['demo/maskrcnn_effformer_l1_shapes.py', 'demo/semfpn_effformer_l1_shapes.py']
+REALTIME = {f'realtime/rtmdet-ins_{name}_640.py': name
+            for name in ('effformer_l1', 'effformerv2_s0')}
 CAMVID = [f'camvid/semfpn_{name}.py'
           for name in ('effformer_l1', 'effformerv2_s0', 'poolformer_s12', 'resnet18')]
 SUPERNETS = ['search/maskrcnn_super_l3.py', 'search/semfpn_super_l3.py',
@@ -96,11 +100,11 @@ SUPERNETS = ['search/maskrcnn_super_l3.py', 'search/semfpn_super_l3.py',
 def test_every_config_is_listed():
     found = [str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
              if not {'_base_', 'backbones'} & {*path.parts}]  # backbones: test_metafiles.py
-    assert len(found) == 39
-    assert sorted(found) == sorted([*NAMES, *DEMOS, *CAMVID, *SUPERNETS])
+    assert len(found) == 41
+    assert sorted(found) == sorted([*NAMES, *REALTIME, *DEMOS, *CAMVID, *SUPERNETS])
 
 
-@pytest.mark.parametrize('name', [*NAMES, *DEMOS, *CAMVID, *SUPERNETS])
+@pytest.mark.parametrize('name', [*NAMES, *REALTIME, *DEMOS, *CAMVID, *SUPERNETS])
 def test_header_has_the_launch_command(name):
     cfg, text = Config.fromfile(CONFIGS / name), (CONFIGS / name).read_text()
     assert f' python tools/train.py configs/{name}\n' in text
@@ -178,9 +182,32 @@ def test_segmentation_is_semantic_fpn_on_ade20k(name):
     assert cfg.default_hooks.checkpoint.by_epoch is cfg.log_processor.by_epoch is False
 
 
+@pytest.mark.parametrize('name', REALTIME)
+def test_realtime_is_mmdets_config_with_another_backbone(name):
+    path = Path(find_spec('mmdet').origin).parent / '.mim/configs/rtmdet'
+    source = Config.fromfile(path / 'rtmdet-ins_tiny_8xb32-300e_coco.py')
+    expected = swap_backbone(source, REALTIME[name].partition('_')[2], bias_grid=20)
+    cfg = Config.fromfile(CONFIGS / name)
+    for key in ('model', 'train_dataloader', 'test_dataloader', 'train_cfg', 'optim_wrapper',
+                'param_scheduler', 'custom_hooks'):
+        assert plain(cfg[key]) == plain(expected[key]), key
+    assert cfg.val_evaluator.metric == ['bbox', 'segm']
+
+
+def plain(value):
+    """Return a part of a config without keys that have their default in one of two configs."""
+    if isinstance(value, dict):
+        defaults = ('_scope_', 'backend_args', 'batch_augments', 'requires_grad')
+        return {key: plain(item) for key, item in value.items() if key not in defaults}
+    return [*map(plain, value)] if isinstance(value, (list, tuple)) else value
+
+
 def detection_batch(classes: int, sizes=((64, 64), (60, 52))) -> dict:
-    return demo_mm_inputs(len(sizes), [[3, *size] for size in sizes], num_items=[2] * len(sizes),
-                          num_classes=classes, with_mask=True)
+    batch = demo_mm_inputs(len(sizes), [[3, *size] for size in sizes],
+                           num_items=[2] * len(sizes), num_classes=classes, with_mask=True)
+    for sample in batch['data_samples']:
+        sample.set_metainfo(dict(scale_factor=(1., 1.)))  # as the shapes have it
+    return batch
 
 
 def segmentation_batch(classes: int, size=(64, 64), count=2) -> dict:
@@ -200,14 +227,24 @@ def small_config(name: str):
         cfg.model.test_cfg.rpn.max_per_img = cfg.model.test_cfg.rcnn.max_per_img = 10
         cfg.model.test_cfg.rcnn.score_thr = 0.
         return cfg, cfg.model.roi_head.bbox_head.num_classes
+    if cfg.model.type == 'RTMDet':
+        cfg.model.test_cfg.update(max_per_img=10, score_thr=0.)
+        return cfg, cfg.model.bbox_head.num_classes
     cfg.model.data_preprocessor.size = (64, 64)  # instead of a whole crop
     return cfg, cfg.model.decode_head.num_classes
 
 
-@pytest.mark.parametrize('name', [*NAMES, *DEMOS])
+LOSSES = {
+    'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
+    'RTMDet': {'loss_cls', 'loss_bbox', 'loss_mask'},
+    'EncoderDecoder': {'decode.loss_ce'},
+}
+
+
+@pytest.mark.parametrize('name', [*NAMES, *REALTIME, *DEMOS])
 def test_config_trains_and_predicts(name):
     cfg, classes = small_config(name)
-    detects = cfg.model.type == 'MaskRCNN'
+    detects = cfg.default_scope == 'mmdet'
     if name in DEMOS:
         names = cfg.train_dataloader.dataset.metainfo.classes
         assert tuple(names) == (CATEGORIES if detects else SEG_CLASSES)
@@ -224,16 +261,18 @@ def test_config_trains_and_predicts(name):
     missed = {*trained}
     for key, value in trained.items():
         value.register_hook(lambda grad, key=key: missed.discard(key))
-    stem, lateral = next(model.backbone.parameters()), model.neck.lateral_convs[3].conv.weight
-    before = stem.detach().clone(), lateral.detach().clone()
-    batch = (detection_batch if detects else segmentation_batch)(classes)
+    stem, neck = next(model.backbone.parameters()), next(model.neck.parameters())
+    before = stem.detach().clone(), neck.detach().clone()
+    if cfg.model.type == 'RTMDet':  # takes images of one size only
+        batch = detection_batch(classes, sizes=[(64, 64)] * 2)
+    else:
+        batch = (detection_batch if detects else segmentation_batch)(classes)
     losses = model.train().train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
-    assert {*losses} > ({'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'}
-                        if detects else {'decode.loss_ce'})
+    assert {*losses} > LOSSES[cfg.model.type]
     assert all(value.isfinite() for value in losses.values())
     assert not missed
     assert torch.equal(stem, before[0]) == bool(frozen)
-    assert not torch.equal(lateral, before[1])
+    assert not torch.equal(neck, before[1])
     (check_detection if detects else check_segmentation)(model.eval(), classes)
 
 

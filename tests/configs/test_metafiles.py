@@ -15,7 +15,7 @@ from mmeffformer.models import EfficientFormer, EfficientFormerV2
 from mmeffformer.utils.registry import register_packages
 from mmeffformer.weights import convert, safe_loading
 
-FOLDERS = ('detection', 'segmentation', 'backbones')
+FOLDERS = ('detection', 'segmentation', 'realtime', 'backbones')
 DATA = {'CocoDataset': 'COCO 2017', 'ADE20KDataset': 'ADE20K'}
 FAMILIES = {
     'mmeffformer.EfficientFormer': 'EfficientFormer',
@@ -79,7 +79,8 @@ def test_results_say_where_they_are_published(models):
     without = {model['Name'] for model in models if 'Results' not in model}
     assert without == {f'{task}_effformerv2_{size}' for task in ('maskrcnn', 'semfpn')
                        for size in ('s0', 's1')} | {
-        f'semfpn_resnet{depth}_mmseg160k' for depth in (18, 50, 101)}
+        f'semfpn_resnet{depth}_mmseg160k' for depth in (18, 50, 101)} | {
+        'rtmdet-ins_effformerv2_s0_640', 'rtmdet-ins_effformer_l1_640'}
     for model in models:
         paper = '2212.08059' if 'effformerv2' in model['Name'] else '2206.01191'
         assert model['Metadata'].get('Results Source') == (
@@ -108,7 +109,7 @@ def test_collections_are_those_of_the_models(metafiles, repo_root):
 def test_the_model_index_library_reads_all(repo_root):
     """``mim search`` and ``mim download`` use this library."""
     models = {model.name: model for model in load(str(repo_root / 'model-index.yml')).models}
-    assert len(models) == 13 + 16 + 7
+    assert len(models) == 13 + 16 + 2 + 7
     assert models['effformer_l3'].weights.endswith('efficientformer-l3_3rdparty_in1k_20220915'
                                                    '-466793d6.pth')
     box, mask = models['maskrcnn_effformer_l1'].results

@@ -3,10 +3,11 @@ from typing import Union
 
 import torch
 from mmengine.hooks import Hook
+from torch import nn
 
 from ...models.fuse import fuse
 from ...models.precision import half_precision
-from ...utils.modules import unwrap_model
+from ...utils.modules import compile_blocks, unwrap_model
 from ...utils.registry import HOOKS
 
 
@@ -20,6 +21,8 @@ class SpeedHook(Hook):
         compile: Compile the backbone and the neck with torch.compile: True, or a dict of its
             arguments. The heads are not compiled because their input sizes vary with the number
             of objects. Each new image size is compiled again, unless ``dict(dynamic=True)``.
+            ``dict(regional=True)`` compiles their blocks instead, each class and shape once
+            (:func:`mmeffformer.utils.modules.compile_blocks`): far less to compile.
     """
 
     def __init__(self, channels_last: bool = False, compile: Union[bool, dict] = False):
@@ -30,10 +33,11 @@ class SpeedHook(Hook):
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         if self.compile is not False:
-            options = {} if self.compile is True else self.compile
+            options = {} if self.compile is True else dict(self.compile)
+            run = compile_blocks if options.pop('regional', False) else nn.Module.compile
             for part in (getattr(model, 'backbone', None), getattr(model, 'neck', None)):
                 if part is not None:
-                    part.compile(**options)
+                    run(part, **options)
 
 
 @HOOKS.register_module()
