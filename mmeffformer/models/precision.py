@@ -1,12 +1,12 @@
 """Inference in half precision.
 
 Errors in bfloat16 on a CPU, relative to the norm of the exact values, with random weights:
-features of L1 0.003 to 0.006, of V2-S0 0.004 to 0.016; box outputs of RetinaNet 0.005 to 0.013, of
-RTMDet 0.007 to 0.011. Rounding the weights alone gives 0.002 to 0.006 and 0.002 to 0.011 for the
-features. Norms, residual sums, or attention's scores and softmax in float32 do not lower the
-errors, so they stay in bfloat16 where autocast has them. Coordinates do not: bfloat16 has
-multiples of 4 px only beyond 512 px. mmdet's pooling gives regions the type of the features, and
-heads add offsets to coordinates in the type of the offsets, so both are in float32.
+features of L1 0.003 to 0.006, of V2-S0 0.004 to 0.016; box outputs of RetinaNet 0.005 to 0.013,
+of RTMDet 0.007 to 0.011. Rounding the weights alone makes errors of 0.002 to 0.006 (L1) and 0.002
+to 0.011 (V2-S0). Norms, residual sums, or attention's scores and softmax in float32 do not lower
+the errors, so they stay as autocast has them. Coordinates do not: bfloat16 has multiples of 4 px
+only beyond 512 px. mmdet's pooling casts regions to the type of the features, and heads add
+offsets to coordinates in the type of the offsets, so both are float32.
 """
 import logging
 import platform
