@@ -12,6 +12,7 @@ from mmengine.config import Config, DictAction
 
 from ..engine.configs import read_config
 from ..engine.configs import require_file as require_file
+from ..engine.configs import set_data_root as set_data_root
 from ..engine.launch import end_with_launcher, start_on_cpus
 from ..utils.errors import explain_import_error
 
