@@ -10,10 +10,19 @@ import onnx
 import pytest
 import torch
 from support.helpers import assert_close
+from torch import nn
 
 from mmeffformer.deploy import coreml
 from mmeffformer.latency import tensorrt
-from mmeffformer.latency.candidates import Candidate, Setting, build, candidates, count_macs, make
+from mmeffformer.latency.candidates import (
+    Candidate,
+    Setting,
+    build,
+    candidates,
+    count_macs,
+    make,
+    step,
+)
 from mmeffformer.latency.exported import require_packages
 from mmeffformer.models.attention import AttentionBias
 
@@ -250,3 +259,18 @@ def test_training_keeps_less_with_checkpoints(tmp_path):
     # The gradients, of all parameters, live at the end of a step.
     assert plain.peak_bytes > plain.kept_bytes + 4 * plain.params / 2
     assert plain.macs == saving.macs
+
+
+def test_a_step_starts_from_gradients_in_the_memory_format_of_the_outputs():
+    """Those of a mean are in none, and most of the backward in channels_last would copy maps."""
+    network = nn.Conv2d(3, 4, 1).to(memory_format=torch.channels_last)
+    image, gradients = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), []
+
+    def forward():
+        output = network(image)
+        output.register_hook(gradients.append)
+        return output
+
+    step(network, forward)()
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+    assert_close([network.bias.grad], [forward().sum((0, 2, 3))])
