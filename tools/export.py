@@ -24,15 +24,15 @@ def main():
                         help='take images of any size from 32 px (onnx and openvino)')
     parser.add_argument('--out', metavar='FILE',
                         help='what to write (default: in exported/, named after the config)')
-    parser.add_argument('--precision', choices=['fp16', 'fp32'],
-                        help='of weights and operators: coreml fp16 (default) or fp32, onnx and '
-                        'openvino fp32')
+    parser.add_argument('--precision', choices=['fp32', 'fp16', 'bf16'],
+                        help='of weights and operators: onnx fp32 (default) or fp16, openvino '
+                        'fp32 (default), fp16 or bf16, coreml fp16 (default) or fp32')
     parser.add_argument('--images', nargs='+', default=[], metavar='FILE',
                         help='compare on these, read by the test pipeline, besides random inputs '
                         '(default: two drawn ones)')
     parser.add_argument('--int8', action='store_true',
-                        help="compute in int8 (openvino), calibrated on images of the config's "
-                        'training set')
+                        help="compute in int8 (onnx and openvino), calibrated on images of the "
+                        "config's training set")
     parser.add_argument('--int8-images', type=int, default=100, metavar='N',
                         help='how many of these (default: 100)')
     parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',

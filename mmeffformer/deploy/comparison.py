@@ -25,7 +25,7 @@ FP16_TOLERANCE = 2e-2
 # 0.01 to 0.05; activation ranges of other images soon give 1. Detections near the threshold come
 # and go, and where int8 moves a box, its mask moves along.
 INT8_TOLERANCE, INT8_DETECTIONS_TOLERANCE, INT8_IOU = 0.1, 0.2, 0.5
-TOLERANCES = dict(fp32=TOLERANCE, fp16=FP16_TOLERANCE, int8=INT8_TOLERANCE)
+TOLERANCES = dict(fp32=TOLERANCE, fp16=FP16_TOLERANCE, bf16=INT8_TOLERANCE, int8=INT8_TOLERANCE)
 
 
 class MismatchError(ValueError):

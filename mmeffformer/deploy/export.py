@@ -29,7 +29,7 @@ from .comparison import (
     compare,
     expected_outputs,
 )
-from .coreml import RUNS, TYPES, check_program, write_coreml
+from .coreml import RUNS, check_program, write_coreml
 from .graphs import (
     PARTS,
     Traceable,
@@ -46,8 +46,16 @@ from .inputs import (
     read_pictures,
     resized_inputs,
 )
-from .quantisation import TrainingImages, check_int8, quantise
-from .runtimes import INPUT, SUFFIXES, ExportedFile, describe, require
+from .quantisation import TrainingImages
+from .rounding import write_rounded
+from .runtimes import (
+    INPUT,
+    SUFFIXES,
+    ExportedFile,
+    choose_precision,
+    describe,
+    require,
+)
 
 OPSET = 17  # of ONNX; RoIAlign as in mmdet needs 16
 
@@ -74,8 +82,7 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
         ValueError: The checkpoint does not fit the config, an image cannot be read, or an error
             of :func:`export`.
     """
-    if int8 is not None:
-        check_int8(to)
+    choose_precision(to, precision, int8 is not None)
     init_default_scope(find_scope(cfg))
     network = model_cfg(cfg)
     network.backbone.init_cfg = None  # the checkpoint has every weight
@@ -121,9 +128,10 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         images: Normalised float images (1, C, H, W) to compare on besides random inputs. They
             are resized to the sizes compared at.
         meta: Further metadata of the file.
-        calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on (OpenVINO).
-            It is made if the fp32 file matches, and compared on ``images`` only.
-        precision: 'fp16', the default for Core ML and possible there only, or 'fp32'.
+        calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on.
+        precision: One of ``PRECISIONS[to]``; by default int8 with ``calibration``, else the first.
+            Files of ONNX and OpenVINO in another precision than fp32 are made from an fp32 file
+            that matches, and compared on ``images`` only, if there are any.
 
     Returns:
         The comparison of each output; none where Core ML cannot run, which needs macOS. There
@@ -135,23 +143,24 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         MismatchError: The file does not match. It is not kept; an existing file stays.
     """
     path, shape = Path(path), (shape[0], shape[1])
-    precision = precision or ('fp16' if to == 'coreml' else 'fp32')
-    _check_arguments(model, path, to, what, shape, dynamic, calibration, images, precision)
+    precision = choose_precision(to, precision, calibration is not None)
+    _check_arguments(model, path, to, what, shape, dynamic, calibration, images)
     model.eval()
-    meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, precision=precision)
+    first = precision if to == 'coreml' else 'fp32'
+    meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, precision=first)
     channels = input_channels(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         file = Path(folder) / path.name
         inputs = resized_inputs(channels, shape, dynamic, images, noise=True)
         compared = _write_checked(model, what, file, to, inputs, meta)
-        if calibration is not None:
-            fp32, file = file, Path(folder) / 'int8' / path.name
+        if precision != first:
+            fp32, file = file, Path(folder) / precision / path.name
             file.parent.mkdir()
-            quantise(fp32, file, calibration, None if dynamic else shape)
-            inputs = resized_inputs(channels, shape, dynamic, images)
-            compared = compare(model, what, ExportedFile(file, to), inputs, 'int8')
-            check_matches(compared, f'{path} was not written: {to} in int8')
+            write_rounded(fp32, file, to, precision, calibration or (), None if dynamic else shape)
+            inputs = resized_inputs(channels, shape, dynamic, images, noise=not images)
+            compared = compare(model, what, ExportedFile(file, to), inputs, precision)
+            check_matches(compared, f'{path} was not written: {to} in {precision}')
         _move(file.parent, path.parent)
     return compared
 
@@ -217,16 +226,11 @@ def _move(source: Path, folder: Path) -> None:
 
 
 def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Size, dynamic: bool,
-                     calibration: Optional[Sequence[Tensor]], images: Sequence[Tensor],
-                     precision: str) -> None:
-    if to not in SUFFIXES:
-        raise ValueError(f'to={to!r}: expected one of {", ".join(SUFFIXES)}')
+                     calibration: Optional[Sequence[Tensor]], images: Sequence[Tensor]) -> None:
     for package in PACKAGES[to]:
         require(package, to)
     if path.suffix != SUFFIXES[to]:
         raise ValueError(f'{path}: expected a name that ends in {SUFFIXES[to]} for {to}')
-    if precision not in TYPES or to != 'coreml' and precision != 'fp32':
-        raise ValueError(f'precision {precision!r} for {to}: expected fp32, or fp16 for coreml')
     if min(shape) < MIN_SIZE:
         raise ValueError(f'shape {shape[0]} x {shape[1]} px: expected {MIN_SIZE} px or more')
     windows = _windows(model) if what == 'model' and not dynamic else None
@@ -247,10 +251,8 @@ def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Si
                for module in model.modules()):
             raise ValueError("Core ML: bias_mode='legacy' cannot be exported, because coremltools "
                              'has no bicubic interpolation')
-    if calibration is not None:
-        check_int8(to)
-        if not len(calibration) or not len(images):
-            raise ValueError('int8: expected images to calibrate on, and others to compare on')
+    if calibration is not None and not (len(calibration) and len(images)):
+        raise ValueError('int8: expected images to calibrate on, and others to compare on')
     if any(getattr(module, 'deployed', False) for module in model.modules()):
         raise ValueError('the model is fused: pass the model as trained, because the exported '
                          'file is compared with it')

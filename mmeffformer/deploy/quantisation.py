@@ -1,14 +1,12 @@
-"""int8 files for OpenVINO, made by NNCF's post-training quantisation.
+"""Models in int8, by NNCF's post-training quantisation.
 
 Weights are quantised per channel; the ranges of activations are measured on training images.
 Convolutions and matrix products, which take most of the time, compute in int8. Norms, softmax,
 the mixing of attention heads, sampling, the decoding of boxes and nms stay in fp32.
 """
-import json
 import logging
 from copy import deepcopy
-from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +18,13 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from ..datasets import check_dataset
 from ..utils.config import class_name, iter_dicts, test_pipeline_cfg
 from .inputs import preprocess
-from .runtimes import META, describe, openvino_core, require
+from .runtimes import INPUT, require
 
-# OpenVINO's operators that compute in int8.
+# Operators that compute in int8, of OpenVINO and of ONNX.
 QUANTISED = {'Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul'}
+QUANTISED_ONNX = {'Conv', 'ConvTranspose', 'Gemm', 'MatMul'}
 UNTYPED = {'Constant', 'Parameter', 'Result'}
 COMPARED = 4  # training images that an int8 file is compared on, not calibrated on
-
-
-def check_int8(to: str) -> None:
-    """Raise a ValueError if the format has no int8 files, or a package is missing."""
-    if to != 'openvino':
-        raise ValueError(f'int8: expected openvino, got {to}')
-    require('openvino', 'openvino')
-    require('nncf', 'int8')
 
 
 class TrainingImages(Dataset):
@@ -92,39 +83,45 @@ class TrainingImages(Dataset):
         return Subset(self, order[:count]), Subset(self, order[count:count + COMPARED])
 
 
-def quantise(source: Path, target: Path, images: Sequence[Tensor],
-             shape: Optional[Tuple[int, int]] = None) -> None:
-    """Write the int8 file of an fp32 file for OpenVINO.
+def quantise_openvino(model: Any, images: Sequence[Tensor],
+                      shape: Optional[Tuple[int, int]] = None) -> Any:
+    """Return an fp32 model of OpenVINO in int8.
 
     Args:
-        source: The .xml file of :func:`mmeffformer.deploy.export.export`.
-        target: The .xml file to write, not ``source``.
-        images: Normalised float images (1, 3, H, W) to calibrate on.
+        model: What OpenVINO reads of a file.
+        images: Normalised float images (1, C, H, W) to calibrate on.
         shape: H, W in px to resize the images to; None keeps their sizes.
 
     Raises:
-        ValueError: OpenVINO or NNCF is not installed.
+        ValueError: NNCF is not installed.
     """
-    openvino, nncf = require('openvino', 'openvino'), require('nncf', 'int8')
-    nncf.set_log_level(logging.ERROR)
-
-    def values(image: Tensor):
-        if shape and tuple(image.shape[2:]) != tuple(shape):
-            image = F.interpolate(image, size=shape, mode='bilinear', antialias=True)
-        return image.numpy()
-
-    model = openvino_core().read_model(str(source))
     others = {op.get_type_name() for op in model.get_ops()} - QUANTISED - UNTYPED
     # Talking heads, the product of a weight and scores, stay in fp32: NNCF takes the last axis
     # for the channels, which is that of tokens here, and fails when it corrects the bias.
     mixing = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == 'MatMul'
               and op.input_value(0).get_node().get_type_name() == 'Constant']
+    return _quantise(model, images, lambda image: _resized(image, shape).numpy(), others, mixing)
+
+
+def quantise_onnx(model: Any, images: Sequence[Tensor],
+                  shape: Optional[Tuple[int, int]] = None) -> Any:
+    """Return an fp32 model of ONNX in int8, see :func:`quantise_openvino`."""
+    others = {node.op_type for node in model.graph.node} - QUANTISED_ONNX - UNTYPED
+    return _quantise(model, images, lambda image: {INPUT: _resized(image, shape).numpy()}, others)
+
+
+def _quantise(model: Any, images: Sequence[Tensor], values: Callable, ignored: Set[str],
+              names: Sequence[str] = ()) -> Any:
+    nncf = require('nncf', 'int8')
+    nncf.set_log_level(logging.ERROR)
     # Symmetric ranges, because int8 products need no correction for an offset then.
-    model_int8 = nncf.quantize(
+    return nncf.quantize(
         model, nncf.Dataset(images, values), subset_size=len(images),
         preset=nncf.QuantizationPreset.PERFORMANCE, target_device=nncf.TargetDevice.CPU,
-        ignored_scope=nncf.IgnoredScope(names=mixing, types=sorted(others)))
-    meta = dict(json.loads(model.get_rt_info(META).astype(str)), precision='int8')
-    for key, value in describe(**meta).items():
-        model_int8.set_rt_info(value, key)
-    openvino.save_model(model_int8, str(target), compress_to_fp16=False)
+        ignored_scope=nncf.IgnoredScope(names=[*names], types=sorted(ignored)))
+
+
+def _resized(image: Tensor, shape: Optional[Tuple[int, int]]) -> Tensor:
+    if shape is None or tuple(image.shape[2:]) == tuple(shape):
+        return image
+    return F.interpolate(image, size=shape, mode='bilinear', antialias=True)

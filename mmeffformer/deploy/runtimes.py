@@ -3,15 +3,21 @@ import json
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Mapping, Tuple, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'coreml': '.mlpackage'}
+# Precisions of each format's files, the default first.
+PRECISIONS: Dict[str, Tuple[str, ...]] = {
+    'onnx': ('fp32', 'fp16', 'int8'), 'openvino': ('fp32', 'fp16', 'bf16', 'int8'),
+    'coreml': ('fp16', 'fp32')}
+HINTS = {'fp16': 'f16', 'bf16': 'bf16'}  # for OpenVINO, f32 for other precisions
 META = 'mmeffformer'  # key of the description in a file's metadata
 INPUT = 'image'
+
 
 class SizeError(ValueError):
     """An image has another size than the file takes."""
@@ -39,6 +45,28 @@ def require(module: str, to: str) -> ModuleType:
                          "export with pip install -e '.[export]'") from error
 
 
+def choose_precision(to: str, precision: Optional[str] = None, int8: bool = False) -> str:
+    """Return ``precision``, or if it is None the default: int8 if wanted, else the format's first.
+
+    Raises:
+        ValueError: The format is unknown, has no such precision, or int8 excludes it; or int8
+            needs a package that is not installed.
+    """
+    if to not in PRECISIONS:
+        raise ValueError(f'to={to!r}: expected one of {", ".join(PRECISIONS)}')
+    if int8 and precision not in (None, 'int8'):
+        raise ValueError(f'int8 with precision {precision}: a file has one of them')
+    precision = precision or ('int8' if int8 else PRECISIONS[to][0])
+    if precision not in PRECISIONS[to]:
+        raise ValueError(f'precision {precision!r} for {to}: expected one of '
+                         f'{", ".join(PRECISIONS[to])}')
+    if precision == 'int8':
+        if not int8:
+            raise ValueError('precision int8: expected images to calibrate on')
+        require('nncf', 'int8')
+    return precision
+
+
 @cache
 def openvino_core():
     """Return the one ``openvino.Core`` of this process.
@@ -54,6 +82,19 @@ def openvino_core():
     return require('openvino', 'openvino').Core()
 
 
+def compile_openvino(model: Any, **properties: Any) -> Any:
+    """Compile a model that OpenVINO read, for CPUs and the precision of the file's metadata.
+
+    It is compiled for fp32 if the file has no metadata. A CPU that cannot compute in bf16 or fp16
+    computes in fp32: the property 'INFERENCE_PRECISION_HINT' of the compiled model tells.
+    """
+    precision = json.loads(model.get_rt_info(META).astype(str))['precision'] if (
+        model.has_rt_info(META)) else 'fp32'
+    # OpenVINO's default is bfloat16, with its rounding, on CPUs that can compute in it.
+    return openvino_core().compile_model(model, 'CPU', {
+        'INFERENCE_PRECISION_HINT': HINTS.get(precision, 'f32'), **properties})
+
+
 def _open_onnx(path: str) -> Opened:
     runtime = require('onnxruntime', 'onnx')
     options = runtime.SessionOptions()
@@ -66,8 +107,7 @@ def _open_onnx(path: str) -> Opened:
 
 def _open_openvino(path: str) -> Opened:
     model = openvino_core().read_model(path)
-    # The default is bfloat16, with its rounding, on CPUs that can compute in it.
-    compiled = openvino_core().compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    compiled = compile_openvino(model)
 
     def run(image: np.ndarray) -> Mapping[str, np.ndarray]:
         values = compiled(image)

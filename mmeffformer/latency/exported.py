@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..deploy.export import OPSET
-from ..deploy.runtimes import INPUT, openvino_core, require
+from ..deploy.runtimes import INPUT, compile_openvino, openvino_core, require
 from .timing import Call
 
 FILES = ('onnx', 'openvino')  # the runtimes that run exported files
@@ -46,14 +46,13 @@ def onnx_session(path: Path, threads: int, profile: Optional[Path] = None) -> An
 
 
 def openvino_model(path: Path, threads: int, **properties: Any) -> Any:
-    """Return a model that OpenVINO compiled for fp32, with further ``properties``."""
-    return openvino_core().compile_model(str(path), 'CPU', {
-        'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads,
-        'PERFORMANCE_HINT': 'LATENCY', **properties})
+    """Return a model that OpenVINO compiled for its file's precision, with more ``properties``."""
+    return compile_openvino(openvino_core().read_model(str(path)), **{
+        'INFERENCE_NUM_THREADS': threads, 'PERFORMANCE_HINT': 'LATENCY', **properties})
 
 
 def open_file(runtime: str, path: Path, image: Tensor, threads: int) -> Call:
-    """Return a call that runs an exported file on ``image``.
+    """Return a call that runs an exported file on ``image``, in the precision of its metadata.
 
     Args:
         runtime: One of ``FILES``.
