@@ -8,7 +8,7 @@ from pathlib import Path
 from mmeffformer.apis.options import KeyValues, exit_on_error, read_config, require_file
 from mmeffformer.deploy.export import export_checkpoint
 from mmeffformer.deploy.graphs import PARTS
-from mmeffformer.deploy.runtimes import SUFFIXES
+from mmeffformer.deploy.runtimes import HINTS, SUFFIXES, cpu_computes_in
 
 
 def main():
@@ -51,6 +51,9 @@ def main():
     print('\n'.join(map(str, compared)) or
           'checked: inputs, outputs, operators and types of the program. Its values are compared '
           'with PyTorch on macOS only, where Core ML runs')
+    if args.to == 'openvino' and args.precision in HINTS and not cpu_computes_in(args.precision):
+        print(f'This CPU computes the file in fp32: compare it again where a CPU has '
+              f'{args.precision}')
     print(f'saved as {out}')
 
 

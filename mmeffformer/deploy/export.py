@@ -157,7 +157,12 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         if precision != first:
             fp32, file = file, Path(folder) / precision / path.name
             file.parent.mkdir()
-            write_rounded(fp32, file, to, precision, calibration or (), None if dynamic else shape)
+            try:
+                write_rounded(fp32, file, to, precision, calibration or (),
+                              None if dynamic else shape)
+            except Exception as error:  # converters share no exception class
+                raise ValueError(f'{path} was not written: {to} in {precision}: '
+                                 f'{_reason(error)}') from error
             inputs = resized_inputs(channels, shape, dynamic, images, noise=not images)
             compared = compare(model, what, ExportedFile(file, to), inputs, precision)
             check_matches(compared, f'{path} was not written: {to} in {precision}')

@@ -1,12 +1,14 @@
-"""Models in int8, by NNCF's post-training quantisation.
+"""Models in int8, by post-training quantisation of NNCF or of ONNX Runtime.
 
 Weights are quantised per channel; the ranges of activations are measured on training images.
 Convolutions and matrix products, which take most of the time, compute in int8. Norms, softmax,
 the mixing of attention heads, sampling, the decoding of boxes and nms stay in fp32.
 """
 import logging
+import tempfile
 from copy import deepcopy
-from typing import Any, Callable, Optional, Sequence, Set, Tuple
+from pathlib import Path
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +22,8 @@ from ..utils.config import class_name, iter_dicts, test_pipeline_cfg
 from .inputs import preprocess
 from .runtimes import INPUT, require
 
-# Operators that compute in int8, of OpenVINO and of ONNX.
+# OpenVINO's operators that compute in int8.
 QUANTISED = {'Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul'}
-QUANTISED_ONNX = {'Conv', 'ConvTranspose', 'Gemm', 'MatMul'}
 UNTYPED = {'Constant', 'Parameter', 'Result'}
 COMPARED = 4  # training images that an int8 file is compared on, not calibrated on
 
@@ -95,30 +96,79 @@ def quantise_openvino(model: Any, images: Sequence[Tensor],
     Raises:
         ValueError: NNCF is not installed.
     """
+    nncf = require('nncf', 'int8')
+    nncf.set_log_level(logging.ERROR)
     others = {op.get_type_name() for op in model.get_ops()} - QUANTISED - UNTYPED
     # Talking heads, the product of a weight and scores, stay in fp32: NNCF takes the last axis
     # for the channels, which is that of tokens here, and fails when it corrects the bias.
     mixing = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == 'MatMul'
               and op.input_value(0).get_node().get_type_name() == 'Constant']
-    return _quantise(model, images, lambda image: _resized(image, shape).numpy(), others, mixing)
+    # Symmetric ranges, because int8 products need no correction for an offset then; weights in
+    # 7 bits, because sums of two products of 8 bits overflow on CPUs without VNNI.
+    return nncf.quantize(
+        model, nncf.Dataset(images, lambda image: _resized(image, shape).numpy()),
+        subset_size=len(images), preset=nncf.QuantizationPreset.PERFORMANCE,
+        target_device=nncf.TargetDevice.CPU,
+        ignored_scope=nncf.IgnoredScope(names=mixing, types=sorted(others)),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.ENABLE))
 
 
 def quantise_onnx(model: Any, images: Sequence[Tensor],
                   shape: Optional[Tuple[int, int]] = None) -> Any:
-    """Return an fp32 model of ONNX in int8, see :func:`quantise_openvino`."""
-    others = {node.op_type for node in model.graph.node} - QUANTISED_ONNX - UNTYPED
-    return _quantise(model, images, lambda image: {INPUT: _resized(image, shape).numpy()}, others)
+    """Return an fp32 model of ONNX in int8 for ONNX Runtime, see :func:`quantise_openvino`.
+
+    Convolutions and products round their outputs as well, because ONNX Runtime has no kernel that
+    takes int8 and returns fp32. Those of ``KEPT`` stay in fp32.
+    """
+    onnx = require('onnx', 'onnx')
+    from onnxruntime import quantization
+    from onnxruntime.transformers.fusion_gelu import FusionGelu
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    class Reader(quantization.CalibrationDataReader):
+        values = ({INPUT: _resized(image, shape).numpy()} for image in images)
+
+        def get_next(self) -> Optional[dict]:
+            return next(self.values, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / 'model.onnx')
+        whole = OnnxModel(onnx.shape_inference.infer_shapes(_simplified(model, path)))
+        # Pairs of rounding and its inverse between the parts of GELU would keep ONNX Runtime from
+        # computing it as one operator.
+        FusionGelu(whole).apply()
+        whole.topological_sort()
+        whole.model.opset_import.append(onnx.helper.make_opsetid('com.microsoft', 1))
+        quantization.quantize_static(
+            whole.model, path, Reader(), op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
+            nodes_to_exclude=_mixing(whole.model), per_channel=True,
+            # Weights in 7 bits: sums of two products of 8 bits overflow on CPUs without VNNI.
+            reduce_range=True, activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8)
+        return onnx.load(path)
 
 
-def _quantise(model: Any, images: Sequence[Tensor], values: Callable, ignored: Set[str],
-              names: Sequence[str] = ()) -> Any:
-    nncf = require('nncf', 'int8')
-    nncf.set_log_level(logging.ERROR)
-    # Symmetric ranges, because int8 products need no correction for an offset then.
-    return nncf.quantize(
-        model, nncf.Dataset(images, values), subset_size=len(images),
-        preset=nncf.QuantizationPreset.PERFORMANCE, target_device=nncf.TargetDevice.CPU,
-        ignored_scope=nncf.IgnoredScope(names=[*names], types=sorted(ignored)))
+def _simplified(model: Any, path: str) -> Any:
+    """Return an ONNX model whose weights are constants, not results of operators."""
+    onnxruntime = require('onnxruntime', 'onnx')
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath, options.log_severity_level = path, 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options,
+                                 providers=['CPUExecutionProvider'])
+    return require('onnx', 'onnx').load(path)
+
+
+def _mixing(model: Any) -> List[str]:
+    """Return the matrix products of an ONNX model whose first factor is a weight."""
+    computed, found = {INPUT}, []
+    for node in model.graph.node:
+        if node.op_type == 'MatMul' and node.input[0] not in computed:
+            found.append(node.name)
+        if node.op_type != 'Shape' and computed & {*node.input}:
+            computed.update(node.output)
+    return found
 
 
 def _resized(image: Tensor, shape: Optional[Tuple[int, int]]) -> Tensor:

@@ -63,7 +63,8 @@ def choose_precision(to: str, precision: Optional[str] = None, int8: bool = Fals
     if precision == 'int8':
         if not int8:
             raise ValueError('precision int8: expected images to calibrate on')
-        require('nncf', 'int8')
+        if to == 'openvino':
+            require('nncf', 'int8')
     return precision
 
 
@@ -85,14 +86,19 @@ def openvino_core():
 def compile_openvino(model: Any, **properties: Any) -> Any:
     """Compile a model that OpenVINO read, for CPUs and the precision of the file's metadata.
 
-    It is compiled for fp32 if the file has no metadata. A CPU that cannot compute in bf16 or fp16
-    computes in fp32: the property 'INFERENCE_PRECISION_HINT' of the compiled model tells.
+    It is compiled for fp32 if the file has no metadata. Where :func:`cpu_computes_in` is False,
+    OpenVINO computes in fp32.
     """
     precision = json.loads(model.get_rt_info(META).astype(str))['precision'] if (
         model.has_rt_info(META)) else 'fp32'
     # OpenVINO's default is bfloat16, with its rounding, on CPUs that can compute in it.
     return openvino_core().compile_model(model, 'CPU', {
         'INFERENCE_PRECISION_HINT': HINTS.get(precision, 'f32'), **properties})
+
+
+def cpu_computes_in(precision: str) -> bool:
+    """Return whether OpenVINO computes files of a 16-bit precision in it here, else in fp32."""
+    return precision.upper() in openvino_core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
 def _open_onnx(path: str) -> Opened:
