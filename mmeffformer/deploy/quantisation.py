@@ -145,7 +145,8 @@ def quantise_onnx(model: Any, images: Sequence[Tensor],
             nodes_to_exclude=_mixing(whole.model), per_channel=True,
             # Weights in 7 bits: sums of two products of 8 bits overflow on CPUs without VNNI.
             reduce_range=True, activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8)
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={'OpTypesToExcludeOutputQuantization': ['Gemm', 'MatMul']})
         return onnx.load(path)
 
 

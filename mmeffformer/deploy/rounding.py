@@ -3,10 +3,13 @@ import json
 from pathlib import Path
 from typing import Any, Optional, Sequence, Tuple
 
+import numpy as np
 from torch import Tensor
 
 from .quantisation import quantise_onnx, quantise_openvino
 from .runtimes import META, describe, openvino_core, require
+
+WEIGHTED = {'Conv', 'ConvTranspose', 'Gemm', 'MatMul'}  # ONNX's operators with large weights
 
 
 def write_rounded(source: Path, target: Path, to: str, precision: str,
@@ -36,10 +39,26 @@ def _write_onnx(source: Path, target: Path, precision: str, *calibration: Any) -
     if precision == 'int8':
         model = quantise_onnx(model, *calibration)
     else:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-        model = convert_float_to_float16(model, keep_io_types=True)
+        _halve_weights(model.graph)
     onnx.helper.set_model_props(model, describe(**dict(meta, precision=precision)))
     onnx.save(model, str(target))
+
+
+def _halve_weights(graph: Any) -> None:
+    """Store the weights of an ONNX graph in fp16, cast to fp32 by operators of the graph.
+
+    All operators stay in fp32, and ONNX Runtime casts when it opens a file: ONNX Runtime's CPU
+    has few operators in fp16, and boxes in px, nms and softmax would suffer from it.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+    weights = {name for node in graph.node if node.op_type in WEIGHTED for name in node.input}
+    for each in graph.initializer:
+        if each.name in weights and len(each.dims) > 1 and each.data_type == TensorProto.FLOAT:
+            name, value = each.name, numpy_helper.to_array(each)
+            if abs(value).max() <= np.finfo(np.float16).max:
+                each.CopyFrom(numpy_helper.from_array(value.astype(np.float16), f'{name}_fp16'))
+                graph.node.insert(0, helper.make_node('Cast', [each.name], [name],
+                                                      to=TensorProto.FLOAT))
 
 
 def _write_openvino(source: Path, target: Path, precision: str, *calibration: Any) -> None:
