@@ -1,14 +1,14 @@
 """Models in int8, by post-training quantisation of NNCF or of ONNX Runtime.
 
 Weights are quantised per channel; the ranges of activations are measured on training images.
-Convolutions and matrix products, which take most of the time, compute in int8. Norms, softmax,
-the mixing of attention heads, sampling, the decoding of boxes and nms stay in fp32.
+Convolutions and linear layers, which take most of the time, compute in int8. Norms, attention
+between its linear layers, sampling, the decoding of boxes and nms stay in fp32.
 """
 import logging
 import tempfile
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -99,17 +99,18 @@ def quantise_openvino(model: Any, images: Sequence[Tensor],
     nncf = require('nncf', 'int8')
     nncf.set_log_level(logging.ERROR)
     others = {op.get_type_name() for op in model.get_ops()} - QUANTISED - UNTYPED
-    # Talking heads, the product of a weight and scores, stay in fp32: NNCF takes the last axis
-    # for the channels, which is that of tokens here, and fails when it corrects the bias.
-    mixing = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == 'MatMul'
-              and op.input_value(0).get_node().get_type_name() == 'Constant']
+    # Products of two activations, those of attention, stay in fp32: after the softmax, most values
+    # are below the steps of int8. NNCF cannot correct the bias of talking heads, whose weight is
+    # the first factor.
+    attention = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == 'MatMul'
+                 and op.input_value(1).get_node().get_type_name() != 'Constant']
     # Symmetric ranges, because int8 products need no correction for an offset then; weights in
     # 7 bits, because sums of two products of 8 bits overflow on CPUs without VNNI.
     return nncf.quantize(
         model, nncf.Dataset(images, lambda image: _resized(image, shape).numpy()),
         subset_size=len(images), preset=nncf.QuantizationPreset.PERFORMANCE,
         target_device=nncf.TargetDevice.CPU,
-        ignored_scope=nncf.IgnoredScope(names=mixing, types=sorted(others)),
+        ignored_scope=nncf.IgnoredScope(names=attention, types=sorted(others)),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.ENABLE))
 
@@ -118,8 +119,8 @@ def quantise_onnx(model: Any, images: Sequence[Tensor],
                   shape: Optional[Tuple[int, int]] = None) -> Any:
     """Return an fp32 model of ONNX in int8 for ONNX Runtime, see :func:`quantise_openvino`.
 
-    Convolutions and products round their outputs as well, because ONNX Runtime has no kernel that
-    takes int8 and returns fp32. Those of ``KEPT`` stay in fp32.
+    Convolutions round their outputs as well, because ONNX Runtime has no kernel for them that
+    takes int8 and returns fp32.
     """
     onnx = require('onnx', 'onnx')
     from onnxruntime import quantization
@@ -139,10 +140,13 @@ def quantise_onnx(model: Any, images: Sequence[Tensor],
         # computing it as one operator.
         FusionGelu(whole).apply()
         whole.topological_sort()
+        weights = {each.name for each in whole.model.graph.initializer}
+        attention = [node.name for node in whole.model.graph.node
+                     if node.op_type == 'MatMul' and node.input[1] not in weights]
         whole.model.opset_import.append(onnx.helper.make_opsetid('com.microsoft', 1))
         quantization.quantize_static(
             whole.model, path, Reader(), op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
-            nodes_to_exclude=_mixing(whole.model), per_channel=True,
+            nodes_to_exclude=attention, per_channel=True,
             # Weights in 7 bits: sums of two products of 8 bits overflow on CPUs without VNNI.
             reduce_range=True, activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -159,17 +163,6 @@ def _simplified(model: Any, path: str) -> Any:
     onnxruntime.InferenceSession(model.SerializeToString(), options,
                                  providers=['CPUExecutionProvider'])
     return require('onnx', 'onnx').load(path)
-
-
-def _mixing(model: Any) -> List[str]:
-    """Return the matrix products of an ONNX model whose first factor is a weight."""
-    computed, found = {INPUT}, []
-    for node in model.graph.node:
-        if node.op_type == 'MatMul' and node.input[0] not in computed:
-            found.append(node.name)
-        if node.op_type != 'Shape' and computed & {*node.input}:
-            computed.update(node.output)
-    return found
 
 
 def _resized(image: Tensor, shape: Optional[Tuple[int, int]]) -> Tensor:
