@@ -8,7 +8,7 @@ from pathlib import Path
 from mmeffformer.apis.options import KeyValues, exit_on_error, read_config, require_file
 from mmeffformer.deploy.export import export_checkpoint
 from mmeffformer.deploy.graphs import PARTS
-from mmeffformer.deploy.runtimes import SUFFIXES
+from mmeffformer.deploy.runtimes import HINTS, SUFFIXES, cpu_computes_in
 
 
 def main():
@@ -24,15 +24,16 @@ def main():
                         help='take images of any size from 32 px (onnx and openvino)')
     parser.add_argument('--out', metavar='FILE',
                         help='what to write (default: in exported/, named after the config)')
-    parser.add_argument('--precision', choices=['fp16', 'fp32'],
-                        help='of weights and operators: coreml fp16 (default) or fp32, others '
+    parser.add_argument('--precision', choices=['fp32', 'fp16', 'bf16'],
+                        help='of weights and operators: onnx fp32 (default) or fp16, openvino '
+                        'fp32 (default), fp16 or bf16, coreml fp16 (default) or fp32, executorch '
                         'fp32')
     parser.add_argument('--images', nargs='+', default=[], metavar='FILE',
                         help='compare on these, read by the test pipeline, besides random inputs '
                         '(default: two drawn ones)')
     parser.add_argument('--int8', action='store_true',
-                        help='compute in int8 (openvino and executorch), calibrated on images of '
-                        "the config's training set")
+                        help='compute in int8 (onnx, openvino and executorch), calibrated on '
+                        "images of the config's training set")
     parser.add_argument('--int8-images', type=int, default=100, metavar='N',
                         help='how many of these (default: 100)')
     parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE',
@@ -51,6 +52,9 @@ def main():
     print('\n'.join(map(str, compared)) or
           'checked: inputs, outputs, operators and types of the program. Its values are compared '
           'with PyTorch on macOS only, where Core ML runs')
+    if args.to == 'openvino' and args.precision in HINTS and not cpu_computes_in(args.precision):
+        print(f'This CPU computes the file in fp32: compare it again where a CPU has '
+              f'{args.precision}')
     print(f'saved as {out}')
 
 

@@ -15,20 +15,17 @@ from .inputs import MIN_SIZE
 
 Outputs = Dict[str, Tensor]
 
-# Largest error of an output, relative to its largest value. fp32 gives 1e-6 to 1e-4; a graph
-# that computes something else is far beyond.
-TOLERANCE = 1e-3
+# Largest error of an output. In fp32 relative to the largest value: rounding gives 1e-6 to 1e-4, a
+# graph that computes something else is far beyond. In other precisions the norm of the errors
+# relative to that of the values: see docs/guides/deploy.md for what rounding gives.
+TOLERANCES = dict(fp32=1e-3, fp16=1e-2, bf16=5e-2, int8=0.1)
 # Rounding decides whether a box is among the best 1000, or overlaps by just the threshold of
-# nms, and then another box is kept. Trained detectors have few such detections.
-DETECTIONS_TOLERANCE = 0.02
-# fp16 gives 0.001 to 0.003 in PyTorch, which adds up in fp32.
-FP16_TOLERANCE = 2e-2
-# Norm of an int8 output's errors, relative to the norm of its values. Rounding to 255 steps gives
-# 0.01 to 0.05; activation ranges of other images soon give 1. Detections near the threshold come
-# and go, and where int8 moves a box, its mask moves along.
-INT8_TOLERANCE, INT8_DETECTIONS_TOLERANCE, INT8_IOU = 0.1, 0.2, 0.5
+# nms, and then another box is kept. Trained detectors have few such detections. In less than fp32
+# those near the threshold come and go, and where a box moves, its mask moves along.
+DETECTIONS_TOLERANCES = dict(fp32=2e-2, fp16=2e-2, bf16=0.1, int8=0.2)
 BOXES_AND_MASKS = ('boxes', 'masks', 'mask_logits')
-TOLERANCES = dict(fp32=TOLERANCE, fp16=FP16_TOLERANCE, int8=INT8_TOLERANCE)
+ROUNDED_IOU = 0.5
+FAR = 1e3  # a distance beyond any limit
 
 
 class MismatchError(ValueError):
@@ -40,10 +37,11 @@ class Comparison(NamedTuple):
 
     Attributes:
         output: Name of the output; 'detections' compares the sets of detections.
-        error: Largest error relative to the largest value of PyTorch; in int8 the Euclidean norm
-            of errors relative to that of values. Of 'detections', the share of those of either
-            that have no counterpart in the other; in int8 the sum of differences in score, where
-            a missing detection scores 0, relative to the sum of scores.
+        error: Largest error relative to the largest value of PyTorch; in less than fp32 the
+            Euclidean norm of errors relative to that of values. Of 'detections', the share of
+            those of either that have no counterpart in the other; in less than fp32 the sum of
+            differences in score, where a missing detection scores 0, relative to the sum of
+            scores.
         tolerance: Largest ``error`` of a file that is kept.
         inputs: Number of inputs.
     """
@@ -68,37 +66,38 @@ def compare(model: nn.Module, what: str, run: Callable[[Tensor], Outputs],
     """Compare the outputs of a model of mmdet or mmseg with those of an exported file.
 
     Detections may come in any order. The counterpart of a detection has the same label and,
-    within ``TOLERANCE``, the same box and score; in int8 an overlapping box (IoU 0.5) and any
-    score.
+    within the tolerance, the same box and score; in less than fp32 an overlapping box (IoU 0.5)
+    and any score.
 
     Args:
         model: The model, not fused.
         what: The part exported, see :func:`mmeffformer.deploy.graphs.traceable`.
         run: Maps a float image (1, 3, H, W) to outputs by name.
         inputs: Images to compare on.
-        precision: 'fp32', 'fp16' or 'int8', in which ``run`` computes.
+        precision: One of ``TOLERANCES``, in which ``run`` computes.
 
     Raises:
         MismatchError: An output has another shape.
     """
-    int8 = precision == 'int8'
+    rounded = precision != 'fp32'
     found: Dict[str, List[Tuple[float, float]]] = {}  # error and reference of each input
     for image in inputs:
         expected, actual = expected_outputs(model, what, image), run(image)
         if 'boxes' in expected:
-            expected, actual, errors = _match(expected, actual, max(image.shape[2:]), int8)
+            expected, actual, errors = _match(expected, actual, max(image.shape[2:]), rounded)
             found.setdefault('detections', []).append(errors)
         for name, value in expected.items():
-            found.setdefault(name, []).append(_errors(name, value, actual[name], image, int8))
+            found.setdefault(name, []).append(_errors(name, value, actual[name], image, rounded))
     compared = []
     for name, pairs in found.items():
         tolerance = TOLERANCES[precision]
-        if name == 'detections' or int8 and name in BOXES_AND_MASKS:
-            tolerance = INT8_DETECTIONS_TOLERANCE if int8 else DETECTIONS_TOLERANCE
+        if name == 'detections' or rounded and name in BOXES_AND_MASKS:
+            tolerance = DETECTIONS_TOLERANCES[precision]
         if name == 'detections':
             error, reference = map(sum, zip(*pairs))
         else:
-            error, reference = (math.hypot(*each) if int8 else max(each) for each in zip(*pairs))
+            error, reference = (math.hypot(*each) if rounded else max(each)
+                                for each in zip(*pairs))
         compared.append(Comparison(name, error / max(reference, 1e-6), tolerance, len(inputs)))
     return compared
 
@@ -114,7 +113,7 @@ def check_matches(compared: Sequence[Comparison], subject: str) -> None:
                             + '\n'.join(wrong))
 
 
-def _errors(name: str, expected: Tensor, actual: Tensor, image: Tensor, int8: bool
+def _errors(name: str, expected: Tensor, actual: Tensor, image: Tensor, rounded: bool
             ) -> Tuple[float, float]:
     """Return error and reference of one output for one image, see :class:`Comparison`."""
     if expected.shape != actual.shape:
@@ -125,33 +124,33 @@ def _errors(name: str, expected: Tensor, actual: Tensor, image: Tensor, int8: bo
     expected = expected.double()
     # nan would lose every comparison, and so pass as no error.
     error = (actual.double() - expected).nan_to_num(nan=math.inf)
-    return tuple((value.norm() if int8 else value.abs().max()).item()
+    return tuple((value.norm() if rounded else value.abs().max()).item()
                  for value in (error, expected))
 
 
-def _match(expected: Outputs, actual: Outputs, side: int, int8: bool
+def _match(expected: Outputs, actual: Outputs, side: int, rounded: bool
            ) -> Tuple[Outputs, Outputs, Tuple[float, float]]:
     """Return the detections that have a counterpart, in the same order, and error and reference
     of 'detections', see :class:`Comparison`."""
     from scipy.optimize import linear_sum_assignment
-    if int8:
-        distance, limit = 1 - box_iou(expected['boxes'], actual['boxes']), 1 - INT8_IOU
+    if rounded:
+        distance, limit = 1 - box_iou(expected['boxes'], actual['boxes']), 1 - ROUNDED_IOU
     else:
         distance = (expected['boxes'][:, None] - actual['boxes']).abs().amax(2) / side
         distance = torch.maximum(
             distance, (expected['scores'][:, None] - actual['scores']).abs())
-        limit = TOLERANCE
-    distance = distance + (expected['labels'][:, None] != actual['labels']) / TOLERANCE
+        limit = TOLERANCES['fp32']
+    distance = distance + FAR * (expected['labels'][:, None] != actual['labels'])
     # nan counts as a distance beyond the limit.
-    distance = distance.double().nan_to_num(1 / TOLERANCE).clamp(max=1 / TOLERANCE)
+    distance = distance.double().nan_to_num(FAR).clamp(max=FAR)
     rows, columns = map(torch.as_tensor, linear_sum_assignment(distance.numpy()))
     near = distance[rows, columns] <= limit
     rows, columns = rows[near], columns[near]
-    weights = [found['scores'] if int8 else torch.ones_like(found['scores'])
+    weights = [found['scores'] if rounded else torch.ones_like(found['scores'])
                for found in (expected, actual)]
     reference = sum(weight.sum().item() for weight in weights)
     error = reference - 2 * torch.minimum(weights[0][rows], weights[1][columns]).sum().item()
-    names = [name for name in expected if not int8 or name in BOXES_AND_MASKS]
+    names = [name for name in expected if not rounded or name in BOXES_AND_MASKS]
     return ({name: expected[name][rows] for name in names},
             {name: actual[name][columns] for name in names}, (error, reference))
 

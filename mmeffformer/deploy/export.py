@@ -31,7 +31,7 @@ from .comparison import (
     expected_outputs,
     size_divisor,
 )
-from .coreml import RUNS, TYPES, check_program, write_coreml
+from .coreml import RUNS, check_program, write_coreml
 from .executorch import write_executorch
 from .graphs import PARTS, describe_part, input_channels, traceable
 from .inputs import (
@@ -42,8 +42,16 @@ from .inputs import (
     read_pictures,
     resized_inputs,
 )
-from .quantisation import TrainingImages, check_int8, quantise
-from .runtimes import INPUT, SUFFIXES, ExportedFile, describe, require
+from .quantisation import TrainingImages
+from .rounding import write_rounded
+from .runtimes import (
+    INPUT,
+    SUFFIXES,
+    ExportedFile,
+    choose_precision,
+    describe,
+    require,
+)
 from .tracing import Traceable
 
 # Formats of one size: name, and why detectors are not exported whole.
@@ -74,8 +82,7 @@ def export_checkpoint(cfg: Config, checkpoint: str, path: str, to: str, what: st
         ValueError: The checkpoint does not fit the config, an image cannot be read, or an error
             of :func:`export`.
     """
-    if int8 is not None:
-        check_int8(to)
+    choose_precision(to, precision, int8 is not None)
     init_default_scope(find_scope(cfg))
     network = model_cfg(cfg)
     network.backbone.init_cfg = None  # the checkpoint has every weight
@@ -122,8 +129,9 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
             are resized to the sizes compared at.
         meta: Further metadata of the file.
         calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on.
-            It is made if the fp32 file matches, and compared on ``images`` only.
-        precision: 'fp16', the default for Core ML and possible there only, or 'fp32'.
+        precision: One of ``PRECISIONS[to]``; by default int8 with ``calibration``, else the first.
+            Files in another precision than fp32 are made after an fp32 file that matches (except
+            Core ML's), and compared on ``images`` only, if there are any.
 
     Returns:
         The comparison of each output; none where Core ML cannot run, which needs macOS. There
@@ -135,46 +143,55 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         MismatchError: The file does not match. It is not kept; an existing file stays.
     """
     path, shape = Path(path), (shape[0], shape[1])
-    precision = precision or ('fp16' if to == 'coreml' else 'fp32')
-    _check_arguments(model, path, to, what, shape, dynamic, calibration, images, precision)
+    precision = choose_precision(to, precision, calibration is not None)
+    _check_arguments(model, path, to, what, shape, dynamic, calibration, images)
     model.eval()
+    first = precision if to == 'coreml' else 'fp32'
     channels = input_channels(model)
     divisor = size_divisor(model, what, channels) if dynamic else 1
     meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, size_divisor=divisor,
-                precision=precision)
+                precision=first)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         file = Path(folder) / path.name
         inputs = resized_inputs(channels, shape, dynamic, images, True, divisor)
         compared = _write_checked(model, what, file, to, inputs, meta)
-        if calibration is not None:
-            fp32, file = file, Path(folder) / 'int8' / path.name
+        if precision != first:
+            fp32, file = file, Path(folder) / precision / path.name
             file.parent.mkdir()
-            _write_int8(model, what, fp32, file, to, inputs[0], meta, calibration)
-            inputs = resized_inputs(channels, shape, dynamic, images, divisor=divisor)
-            compared = compare(model, what, ExportedFile(file, to), inputs, 'int8')
-            check_matches(compared, f'{path} was not written: {to} in int8')
+            try:
+                _write_rounded(model, what, fp32, file, to, precision, inputs[0], meta,
+                               calibration)
+            except Exception as error:  # converters share no exception class
+                raise ValueError(f'{path} was not written: {to} in {precision}: '
+                                 f'{_reason(error)}') from error
+            inputs = resized_inputs(channels, shape, dynamic, images, not images, divisor)
+            compared = compare(model, what, ExportedFile(file, to), inputs, precision)
+            check_matches(compared, f'{path} was not written: {to} in {precision}')
         _move(file.parent, path.parent)
     return compared
 
 
-def _write_int8(model: nn.Module, what: str, fp32: Path, file: Path, to: str, image: Tensor,
-                meta: Dict, calibration: Sequence[Tensor]) -> None:
-    """Write an int8 file, for OpenVINO of the fp32 file, for ExecuTorch of the model."""
-    if to == 'openvino':
-        quantise(fp32, file, calibration, None if meta['dynamic'] else meta['shape'])
+def _write_rounded(model: nn.Module, what: str, fp32: Path, file: Path, to: str, precision: str,
+                   image: Tensor, meta: Dict, calibration: Optional[Sequence[Tensor]]) -> None:
+    """Write a file in another precision: of the fp32 file, or for ExecuTorch of the model."""
+    if to != 'executorch':
+        write_rounded(fp32, file, to, precision, calibration or (),
+                      None if meta['dynamic'] else meta['shape'])
         return
     part = traceable(fuse(deepcopy(model)), what)
-    meta = dict(meta, what=what, outputs=list(part.output_names), precision='int8')
+    meta = dict(meta, what=what, outputs=list(part.output_names), precision=precision)
     write_executorch(part, file, image, meta, calibration)
 
 
 def write_unchecked(model: nn.Module, path: Path, to: str, what: str, shape: Size,
-                    dynamic: bool = False, calibration: Optional[Sequence[Tensor]] = None) -> None:
+                    dynamic: bool = False, precision: str = 'fp32',
+                    calibration: Sequence[Tensor] = ()) -> None:
     """Fuse a model in place and export it without a comparison, in order to time the file.
 
     Args:
-        model, path, to, what, shape, dynamic, calibration: As for :func:`export`.
+        model, path, to, what, shape, dynamic, precision, calibration: As for :func:`export`;
+            ``to`` is 'onnx' or 'openvino'.
 
     Raises:
         ValueError: The model cannot be exported, or a package is missing.
@@ -184,10 +201,10 @@ def write_unchecked(model: nn.Module, path: Path, to: str, what: str, shape: Siz
     part = traceable(fuse(model), what)
     meta = dict(what=what, outputs=list(part.output_names), shape=[*shape], dynamic=dynamic,
                 precision='fp32')
-    file = path if calibration is None else path.with_name(f'fp32-{path.name}')
+    file = path if precision == 'fp32' else path.with_name(f'fp32-{path.name}')
     WRITERS[to](part, file, torch.zeros(1, input_channels(model), *shape), meta)
-    if calibration is not None:
-        quantise(file, path, calibration, None if dynamic else shape)
+    if precision != 'fp32':
+        write_rounded(file, path, to, precision, calibration, None if dynamic else shape)
 
 
 def window_size(model: nn.Module) -> Optional[Size]:
@@ -257,16 +274,11 @@ def _move(source: Path, folder: Path) -> None:
 
 
 def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Size, dynamic: bool,
-                     calibration: Optional[Sequence[Tensor]], images: Sequence[Tensor],
-                     precision: str) -> None:
-    if to not in SUFFIXES:
-        raise ValueError(f'to={to!r}: expected one of {", ".join(SUFFIXES)}')
+                     calibration: Optional[Sequence[Tensor]], images: Sequence[Tensor]) -> None:
     for package in PACKAGES[to]:
         require(package, to)
     if path.suffix != SUFFIXES[to]:
         raise ValueError(f'{path}: expected a name that ends in {SUFFIXES[to]} for {to}')
-    if precision not in TYPES or to != 'coreml' and precision != 'fp32':
-        raise ValueError(f'precision {precision!r} for {to}: expected fp32, or fp16 for coreml')
     if min(shape) < MIN_SIZE:
         raise ValueError(f'shape {shape[0]} x {shape[1]} px: expected {MIN_SIZE} px or more')
     windows = _windows(model) if what == 'model' and not dynamic else None
@@ -288,10 +300,8 @@ def _check_arguments(model: nn.Module, path: Path, to: str, what: str, shape: Si
                               for module in model.modules()):
         raise ValueError("Core ML: bias_mode='legacy' cannot be exported, because coremltools has "
                          'no bicubic interpolation')
-    if calibration is not None:
-        check_int8(to)
-        if not len(calibration) or not len(images):
-            raise ValueError('int8: expected images to calibrate on, and others to compare on')
+    if calibration is not None and not (len(calibration) and len(images)):
+        raise ValueError('int8: expected images to calibrate on, and others to compare on')
     if any(getattr(module, 'deployed', False) for module in model.modules()):
         raise ValueError('the model is fused: pass the model as trained, because the exported '
                          'file is compared with it')

@@ -1,14 +1,14 @@
-"""Images to calibrate int8 files on, and int8 files for OpenVINO by NNCF's quantisation.
+"""Models in int8, by post-training quantisation of NNCF or of ONNX Runtime.
 
 Weights are quantised per channel; the ranges of activations are measured on training images.
-Convolutions and matrix products, which take most of the time, compute in int8. Norms, softmax,
-the mixing of attention heads, sampling, the decoding of boxes and nms stay in fp32.
+Convolutions and linear layers, which take most of the time, compute in int8. Norms, attention
+between its linear layers, sampling, the decoding of boxes and nms stay in fp32.
 """
-import json
 import logging
+import tempfile
 from copy import deepcopy
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +20,12 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from ..datasets import check_dataset
 from ..utils.config import class_name, iter_dicts, test_pipeline_cfg
 from .inputs import preprocess
-from .runtimes import META, describe, openvino_core, require
+from .runtimes import INPUT, require
 
 # OpenVINO's operators that compute in int8.
 QUANTISED = {'Convolution', 'GroupConvolution', 'ConvolutionBackpropData', 'MatMul'}
 UNTYPED = {'Constant', 'Parameter', 'Result'}
 COMPARED = 4  # training images that an int8 file is compared on, not calibrated on
-
-
-def check_int8(to: str) -> None:
-    """Raise a ValueError if the format has no int8 files, or a package is missing."""
-    if to == 'executorch':
-        require('torchao', to)
-        return
-    if to != 'openvino':
-        raise ValueError(f'int8: expected openvino or executorch, got {to}')
-    require('openvino', 'openvino')
-    require('nncf', 'int8')
 
 
 class TrainingImages(Dataset):
@@ -95,39 +84,88 @@ class TrainingImages(Dataset):
         return Subset(self, order[:count]), Subset(self, order[count:count + COMPARED])
 
 
-def quantise(source: Path, target: Path, images: Sequence[Tensor],
-             shape: Optional[Tuple[int, int]] = None) -> None:
-    """Write the int8 file of an fp32 file for OpenVINO.
+def quantise_openvino(model: Any, images: Sequence[Tensor],
+                      shape: Optional[Tuple[int, int]] = None) -> Any:
+    """Return an fp32 model of OpenVINO in int8.
 
     Args:
-        source: The .xml file of :func:`mmeffformer.deploy.export.export`.
-        target: The .xml file to write, not ``source``.
-        images: Normalised float images (1, 3, H, W) to calibrate on.
+        model: What OpenVINO reads of a file.
+        images: Normalised float images (1, C, H, W) to calibrate on.
         shape: H, W in px to resize the images to; None keeps their sizes.
 
     Raises:
-        ValueError: OpenVINO or NNCF is not installed.
+        ValueError: NNCF is not installed.
     """
-    openvino, nncf = require('openvino', 'openvino'), require('nncf', 'int8')
+    nncf = require('nncf', 'int8')
     nncf.set_log_level(logging.ERROR)
-
-    def values(image: Tensor):
-        if shape and tuple(image.shape[2:]) != tuple(shape):
-            image = F.interpolate(image, size=shape, mode='bilinear', antialias=True)
-        return image.numpy()
-
-    model = openvino_core().read_model(str(source))
     others = {op.get_type_name() for op in model.get_ops()} - QUANTISED - UNTYPED
-    # Talking heads, the product of a weight and scores, stay in fp32: NNCF takes the last axis
-    # for the channels, which is that of tokens here, and fails when it corrects the bias.
-    mixing = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == 'MatMul'
-              and op.input_value(0).get_node().get_type_name() == 'Constant']
-    # Symmetric ranges, because int8 products need no correction for an offset then.
-    model_int8 = nncf.quantize(
-        model, nncf.Dataset(images, values), subset_size=len(images),
-        preset=nncf.QuantizationPreset.PERFORMANCE, target_device=nncf.TargetDevice.CPU,
-        ignored_scope=nncf.IgnoredScope(names=mixing, types=sorted(others)))
-    meta = dict(json.loads(model.get_rt_info(META).astype(str)), precision='int8')
-    for key, value in describe(**meta).items():
-        model_int8.set_rt_info(value, key)
-    openvino.save_model(model_int8, str(target), compress_to_fp16=False)
+    # Products of two activations, those of attention, stay in fp32: after the softmax, most values
+    # are below the steps of int8. NNCF cannot correct the bias of talking heads, whose weight is
+    # the first factor.
+    attention = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == 'MatMul'
+                 and op.input_value(1).get_node().get_type_name() != 'Constant']
+    # Symmetric ranges, because int8 products need no correction for an offset then; weights in
+    # 7 bits, because sums of two products of 8 bits overflow on CPUs without VNNI.
+    return nncf.quantize(
+        model, nncf.Dataset(images, lambda image: _resized(image, shape).numpy()),
+        subset_size=len(images), preset=nncf.QuantizationPreset.PERFORMANCE,
+        target_device=nncf.TargetDevice.CPU,
+        ignored_scope=nncf.IgnoredScope(names=attention, types=sorted(others)),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.ENABLE))
+
+
+def quantise_onnx(model: Any, images: Sequence[Tensor],
+                  shape: Optional[Tuple[int, int]] = None) -> Any:
+    """Return an fp32 model of ONNX in int8 for ONNX Runtime, see :func:`quantise_openvino`.
+
+    Convolutions round their outputs as well, because ONNX Runtime has no kernel for them that
+    takes int8 and returns fp32.
+    """
+    onnx = require('onnx', 'onnx')
+    from onnxruntime import quantization
+    from onnxruntime.transformers.fusion_gelu import FusionGelu
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    class Reader(quantization.CalibrationDataReader):
+        values = ({INPUT: _resized(image, shape).numpy()} for image in images)
+
+        def get_next(self) -> Optional[dict]:
+            return next(self.values, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / 'model.onnx')
+        whole = OnnxModel(onnx.shape_inference.infer_shapes(_simplified(model, path)))
+        # Pairs of rounding and its inverse between the parts of GELU would keep ONNX Runtime from
+        # computing it as one operator.
+        FusionGelu(whole).apply()
+        whole.topological_sort()
+        weights = {each.name for each in whole.model.graph.initializer}
+        attention = [node.name for node in whole.model.graph.node
+                     if node.op_type == 'MatMul' and node.input[1] not in weights]
+        whole.model.opset_import.append(onnx.helper.make_opsetid('com.microsoft', 1))
+        quantization.quantize_static(
+            whole.model, path, Reader(), op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
+            nodes_to_exclude=attention, per_channel=True,
+            # Weights in 7 bits: sums of two products of 8 bits overflow on CPUs without VNNI.
+            reduce_range=True, activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={'OpTypesToExcludeOutputQuantization': ['Gemm', 'MatMul']})
+        return onnx.load(path)
+
+
+def _simplified(model: Any, path: str) -> Any:
+    """Return an ONNX model whose weights are constants, not results of operators."""
+    onnxruntime = require('onnxruntime', 'onnx')
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath, options.log_severity_level = path, 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options,
+                                 providers=['CPUExecutionProvider'])
+    return require('onnx', 'onnx').load(path)
+
+
+def _resized(image: Tensor, shape: Optional[Tuple[int, int]]) -> Tensor:
+    if shape is None or tuple(image.shape[2:]) == tuple(shape):
+        return image
+    return F.interpolate(image, size=shape, mode='bilinear', antialias=True)

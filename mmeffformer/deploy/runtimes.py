@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'coreml': '.mlpackage', 'executorch': '.pte'}
+# Precisions of each format's files, the default first.
+PRECISIONS: Dict[str, Tuple[str, ...]] = {
+    'onnx': ('fp32', 'fp16', 'int8'), 'openvino': ('fp32', 'fp16', 'bf16', 'int8'),
+    'coreml': ('fp16', 'fp32'), 'executorch': ('fp32', 'int8')}
+INT8_PACKAGES = {'openvino': 'nncf', 'executorch': 'torchao'}
+HINTS = {'fp16': 'f16', 'bf16': 'bf16'}  # for OpenVINO, f32 for other precisions
 META = 'mmeffformer'  # key of the description in a file's metadata
 INPUT = 'image'
+
 
 class SizeError(ValueError):
     """An image has another size than the file takes."""
@@ -41,6 +48,29 @@ def require(module: str, to: str) -> ModuleType:
                          f"export with pip install -e '.[{extra}]'") from error
 
 
+def choose_precision(to: str, precision: Optional[str] = None, int8: bool = False) -> str:
+    """Return ``precision``, or if it is None the default: int8 if wanted, else the format's first.
+
+    Raises:
+        ValueError: The format is unknown, has no such precision, or int8 excludes it; or int8
+            needs a package that is not installed.
+    """
+    if to not in PRECISIONS:
+        raise ValueError(f'to={to!r}: expected one of {", ".join(PRECISIONS)}')
+    if int8 and precision not in (None, 'int8'):
+        raise ValueError(f'int8 with precision {precision}: a file has one of them')
+    precision = precision or ('int8' if int8 else PRECISIONS[to][0])
+    if precision not in PRECISIONS[to]:
+        raise ValueError(f'precision {precision!r} for {to}: expected one of '
+                         f'{", ".join(PRECISIONS[to])}')
+    if precision == 'int8':
+        if not int8:
+            raise ValueError('precision int8: expected images to calibrate on')
+        if to in INT8_PACKAGES:
+            require(INT8_PACKAGES[to], 'int8')
+    return precision
+
+
 @cache
 def openvino_core():
     """Return the one ``openvino.Core`` of this process.
@@ -54,6 +84,24 @@ def openvino_core():
         ValueError: OpenVINO is not installed.
     """
     return require('openvino', 'openvino').Core()
+
+
+def compile_openvino(model: Any, **properties: Any) -> Any:
+    """Compile a model that OpenVINO read, for CPUs and the precision of the file's metadata.
+
+    It is compiled for fp32 if the file has no metadata. Where :func:`cpu_computes_in` is False,
+    OpenVINO computes in fp32.
+    """
+    precision = json.loads(model.get_rt_info(META).astype(str))['precision'] if (
+        model.has_rt_info(META)) else 'fp32'
+    # OpenVINO's default is bfloat16, with its rounding, on CPUs that can compute in it.
+    return openvino_core().compile_model(model, 'CPU', {
+        'INFERENCE_PRECISION_HINT': HINTS.get(precision, 'f32'), **properties})
+
+
+def cpu_computes_in(precision: str) -> bool:
+    """Return whether OpenVINO computes files of a 16-bit precision in it here, else in fp32."""
+    return precision.upper() in openvino_core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
 def _open_onnx(path: str, threads: Optional[int], streams: int) -> Opened:
@@ -72,12 +120,10 @@ def _open_onnx(path: str, threads: Optional[int], streams: int) -> Opened:
 
 def _open_openvino(path: str, threads: Optional[int], streams: int) -> Opened:
     model = openvino_core().read_model(path)
-    # The default is bfloat16, with its rounding, on CPUs that can compute in it.
-    properties = {'INFERENCE_NUM_THREADS': threads} if threads else {}
+    properties: Dict[str, Any] = {'INFERENCE_NUM_THREADS': threads} if threads else {}
     if streams > 1:
         properties.update({'PERFORMANCE_HINT': 'THROUGHPUT', 'NUM_STREAMS': streams})
-    compiled = openvino_core().compile_model(
-        model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', **properties})
+    compiled = compile_openvino(model, **properties)
     own = threading.local()  # a request runs one image at a time
 
     def run(image: np.ndarray) -> Mapping[str, np.ndarray]:

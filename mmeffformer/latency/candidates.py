@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..deploy.export import MIN_SIZE, export
-from ..deploy.runtimes import SUFFIXES
+from ..deploy.runtimes import PRECISIONS, SUFFIXES
 from ..engine.configs import read_config
 from ..models import ARCHS, ARCHS_V2, backbone_named
 from ..utils.complexity import complexity
@@ -34,9 +34,10 @@ RUNTIMES = {
     'coreml': 'Core ML',
     'tensorrt': 'TensorRT',
 }
-# Precisions of torch, and int8 for files of OpenVINO and ExecuTorch.
+# Precisions of torch; int8 is for exported files.
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 INT8 = 'int8'
+FILE_DTYPES = {**PRECISIONS, 'tensorrt': ('fp32', 'fp16')}
 VARIANTS = {
     'legacy': "bias_mode='legacy': the bias as the authors' dense code computes it",
     'unfused': 'norms and layer scales as separate layers, as in training',
@@ -182,8 +183,8 @@ def _check(candidate: Candidate, setting: Setting) -> None:
         wrong = 'plain: for whole models only, that is configs'
     elif candidate.is_whole and runtime not in ('pytorch', 'compile', 'onnx', 'openvino'):
         wrong = f'{runtime}: for backbones only'
-    elif candidate.is_whole and candidate.dtype == 'fp16':
-        wrong = 'fp16: for backbones only; choose fp32, bf16 or int8'
+    elif candidate.is_whole and candidate.dtype == 'fp16' and runtime not in FILES:
+        wrong = 'fp16: for backbones and exported files only; choose fp32 or bf16'
     elif runtime in FILES and variants & TORCH_ONLY:
         wrong = f'{", ".join(sorted(variants & TORCH_ONLY))}: not with {runtime}'
     elif setting.train and runtime not in ('pytorch', 'compile'):
@@ -196,12 +197,13 @@ def _check(candidate: Candidate, setting: Setting) -> None:
         wrong = 'cuda-graphs: for --device cuda only'
     elif runtime in FILES and setting.device != ('cuda' if runtime == 'tensorrt' else 'cpu'):
         wrong = f'{runtime}: for --device {"cuda" if runtime == "tensorrt" else "cpu"} only'
-    elif candidate.dtype == INT8 and (candidate.is_timm
-                                      or runtime not in ('openvino', 'executorch')):
-        wrong = 'int8: for models of this project, with openvino or executorch'
-    elif runtime in FILES and candidate.dtype not in (
-            'fp32', INT8, *['fp16'] * (runtime in HALF)):
-        wrong = f'{runtime}: in fp32{" and fp16" * (runtime in HALF)} only, not {candidate.dtype}'
+    elif runtime in FILES and candidate.dtype not in FILE_DTYPES[runtime]:
+        wrong = f'{runtime}: in {", ".join(FILE_DTYPES[runtime])} only, not {candidate.dtype}'
+    elif candidate.dtype == INT8 and runtime not in FILES:
+        wrong = f'int8: with {", ".join(name for name in FILE_DTYPES if INT8 in FILE_DTYPES[name])}'
+    elif candidate.is_timm and runtime in FILES and not (
+            candidate.dtype == 'fp32' or runtime in HALF and candidate.dtype == 'fp16'):
+        wrong = f'{runtime} in {candidate.dtype}: for models of this project only'
     elif runtime in FILES and runtime != 'tensorrt' and setting.batch > 1:
         wrong = f'{runtime}: exported files take one image, not a batch of {setting.batch}'
     if wrong:
@@ -383,7 +385,7 @@ def write_file(network: nn.Module, candidate: Candidate, shape: Tuple[int, int],
     if candidate.dtype == INT8:  # rounding changes no time, so noise is enough
         options = dict(images=[torch.randn(1, 3, *shape)],
                        calibration=[torch.randn(1, 3, *shape) for _ in range(2)])
-    elif runtime in HALF:
+    else:
         options = dict(precision=candidate.dtype)
     export(network, path, runtime, 'backbone', shape, **options)
     return path

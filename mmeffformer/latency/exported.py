@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..deploy import coreml
 from ..deploy.export import OPSET, WRITERS
-from ..deploy.runtimes import INPUT, SUFFIXES, openvino_core, require
+from ..deploy.runtimes import INPUT, SUFFIXES, compile_openvino, openvino_core, require
 from ..deploy.tracing import Traceable
 from . import tensorrt
 from .timing import Call
@@ -98,10 +98,9 @@ def onnx_session(path: Path, threads: int, profile: Optional[Path] = None) -> An
 
 
 def openvino_model(path: Path, threads: int, **properties: Any) -> Any:
-    """Return a model that OpenVINO compiled for fp32, with further ``properties``."""
-    return openvino_core().compile_model(str(path), 'CPU', {
-        'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads,
-        'PERFORMANCE_HINT': 'LATENCY', **properties})
+    """Return a model that OpenVINO compiled for its file's precision, with more ``properties``."""
+    return compile_openvino(openvino_core().read_model(str(path)), **{
+        'INFERENCE_NUM_THREADS': threads, 'PERFORMANCE_HINT': 'LATENCY', **properties})
 
 
 def executorch_call(path: Path, image: Tensor, threads: int) -> Call:
@@ -116,7 +115,7 @@ def executorch_call(path: Path, image: Tensor, threads: int) -> Call:
 
 def open_file(runtime: str, path: Path, image: Tensor, threads: int, precision: str = 'fp32'
               ) -> Call:
-    """Return a call that runs an exported file on ``image``.
+    """Return a call that runs an exported file on ``image``, in the precision of its metadata.
 
     Args:
         runtime: One of ``FILES``.

@@ -228,15 +228,14 @@ def exported(model: nn.Module, to: str, dtype: str, shape: Tuple[int, int], fold
     Args:
         model: Not watched, and in eval mode.
         to: 'onnx' or 'openvino'.
-        dtype: 'fp32' or 'int8'.
+        dtype: One of ``PRECISIONS[to]``.
         shape: H, W in px; a segmentor that slides windows takes their size instead.
         threads: Of the CPU; None leaves the number to the runtime.
         dynamic: Make a file for any size.
     """
     shape = window_size(model) or shape
     path = folder / f'{len([*folder.iterdir()])}{SUFFIXES[to]}'
-    calibration = None
-    if dtype == 'int8':  # rounding changes no time, so noise is enough
-        calibration = [torch.randn(1, input_channels(model), *shape) for _ in range(2)]
-    write_unchecked(deepcopy(model), path, to, 'model', shape, dynamic, calibration)
+    # Rounding changes no time, so noise is enough to calibrate on.
+    calibration = [torch.randn(1, input_channels(model), *shape) for _ in range(2)]
+    write_unchecked(deepcopy(model), path, to, 'model', shape, dynamic, dtype, calibration)
     return ExportedModel(model, ExportedFile(path, to, threads))

@@ -40,7 +40,7 @@ def test_int8_detections_are_weighted_by_their_scores(monkeypatch):
     assert paired.matches
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'fp16', 'int8'])
+@pytest.mark.parametrize('precision', ['fp32', 'fp16', 'bf16', 'int8'])
 @pytest.mark.parametrize('wrong', [float('nan'), float('inf')])
 def test_values_that_are_not_finite_do_not_match(arch, wrong, precision):
     model, x = EfficientFormer(arch).eval(), image(64, 64)

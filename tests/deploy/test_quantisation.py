@@ -1,6 +1,7 @@
 """int8 files against PyTorch, on small models and few images."""
 import runpy
 import sys
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -48,7 +49,8 @@ def test_backbone_in_int8(kind, dynamic, arch, randomize, tmp_path):
     counts = int8_inputs(tmp_path / 'int8.xml')
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)
                     and m.groups == 1 and m.in_channels > 8]
-    assert counts['Convolution'] >= len(convolutions) > 5 and counts['MatMul'] >= 4
+    assert counts['Convolution'] >= len(convolutions) > 5
+    assert counts.get('MatMul', 0) == linear_layers(model)
     assert {*counts} <= {'Convolution', 'GroupConvolution', 'MatMul', 'ShapeOf', 'Reshape'}
     fp32 = sum(parameter.numel() for parameter in model.parameters()) * 4
     assert (tmp_path / 'int8.bin').stat().st_size < 0.5 * fp32
@@ -56,6 +58,32 @@ def test_backbone_in_int8(kind, dynamic, arch, randomize, tmp_path):
     assert meta['precision'] == 'int8' and meta['calibrated_on'] == 'noise'
     assert meta['dynamic'] is dynamic
     assert sorted(path.name for path in tmp_path.iterdir()) == ['int8.bin', 'int8.xml']
+
+
+def linear_layers(model):
+    return sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+
+
+def quantised(path):
+    """Count the operators of an ONNX file whose two factors are in int8, by type."""
+    import onnx
+    nodes = onnx.load(str(path)).graph.node
+    rounded = {node.output[0] for node in nodes if node.op_type == 'DequantizeLinear'}
+    return Counter(node.op_type for node in nodes if {*node.input[:2]} <= rounded)
+
+
+@pytest.mark.parametrize('kind, dynamic', [(EfficientFormer, True), (EfficientFormerV2, False)])
+def test_backbone_in_int8_for_onnx(kind, dynamic, arch, randomize, tmp_path):
+    model, path = randomize(kind(arch, bias_grid=(5, 3))).eval(), tmp_path / 'int8.onnx'
+    compared = export(model, path, 'onnx', 'backbone', (64, 96), dynamic, IMAGES[4:],
+                      dict(calibrated_on='noise'), IMAGES[:4])
+    assert all(0.002 < each.error < 0.1 == each.tolerance for each in compared), compared
+    counts = quantised(path)
+    assert counts['MatMul'] == linear_layers(model)
+    assert counts['Conv'] == sum(isinstance(m, torch.nn.Conv2d) and 'talking' not in name
+                                 for name, m in model.named_modules())
+    meta = ExportedFile(path, 'onnx').meta
+    assert meta['precision'] == 'int8' and meta['calibrated_on'] == 'noise'
 
 
 def test_mask_rcnn_in_int8(build, tmp_path):
@@ -71,7 +99,7 @@ def test_mask_rcnn_in_int8(build, tmp_path):
 
 def test_int8_files_that_do_not_match_are_not_kept(arch, randomize, monkeypatch, tmp_path):
     model, other = (randomize(EfficientFormer(arch), seed).eval() for seed in (0, 1))
-    monkeypatch.setattr(exporting, 'quantise', lambda source, target, *_: export(
+    monkeypatch.setattr(exporting, 'write_rounded', lambda source, target, *_: export(
         other, target, 'openvino', 'backbone', (64, 96)))
     with pytest.raises(MismatchError, match='int8.xml was not written: openvino in int8 does not'):
         export(model, tmp_path / 'int8.xml', 'openvino', 'backbone', (64, 96), False, IMAGES[4:],
@@ -130,8 +158,8 @@ def test_tool(segmentor, repo_root, randomize, monkeypatch, capsys, tmp_path):
     assert 'logits: error' in printed and 'tolerance 0.1, over 4 inputs' in printed
     meta = ExportedFile(tmp_path / 'int8.xml', 'openvino').meta
     assert meta['calibrated_on'] == f'2 images of BaseSegDataset {tmp_path}/data/'
-    with pytest.raises(SystemExit, match='int8: expected openvino or executorch, got onnx'):
-        run('--to', 'onnx', '--out', tmp_path / 'int8.onnx')
+    with pytest.raises(SystemExit, match='int8 with precision fp16: a file has one of them'):
+        run('--to', 'onnx', '--precision', 'fp16', '--out', tmp_path / 'int8.onnx')
     monkeypatch.setitem(sys.modules, 'nncf', None)
     with pytest.raises(SystemExit, match='int8 needs the package nncf'):
         run('--to', 'openvino', '--out', tmp_path / 'int8.xml')
