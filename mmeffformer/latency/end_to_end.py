@@ -81,17 +81,8 @@ def run(cfg: Config, checkpoint: Optional[str], make_drawer: Callable[[dict, flo
                for name in runtimes}
     head = dict(header(setting, rounds, 0), images=len(files), shapes=shapes,
                 trained=bool(checkpoint))
-    models: Dict[str, nn.Module] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for i, name in enumerate(runtimes):
-            progress(f'building {name}', i, len(runtimes))
-            try:
-                models[name] = model if name == 'pytorch' else exported(
-                    model, name, 'fp32', shapes[0], Path(folder), setting.threads,
-                    dynamic=len(shapes) > 1)
-            except Exception as error:
-                entries[name]['error'] = f'{type(error).__name__}: {error}'
-        fuse(model).to(memory_format=torch.channels_last)  # files are made of it as it was
+        models = _open_all(model, entries, shapes, Path(folder), setting.threads, progress)
         for name, each in models.items():
             at_once = setting.batch if name == 'pytorch' else streams
             if at_once > 1:
@@ -104,6 +95,22 @@ def run(cfg: Config, checkpoint: Optional[str], make_drawer: Callable[[dict, flo
         samples = {name: entries[name]['stages_ms'] for name in models}
         _time_stages(model, models, reader, drawer, files, samples, head, progress)
     return dict(header=head, runtimes=entries)
+
+
+def _open_all(model: nn.Module, entries: Dict[str, Dict[str, Any]],
+              shapes: Sequence[Tuple[int, int]], folder: Path, threads: int, progress: Progress
+              ) -> Dict[str, nn.Module]:
+    """Return the model for each runtime, and fuse it. An error becomes the entry's ``error``."""
+    models = {}
+    for i, name in enumerate(entries):
+        progress(f'building {name}', i, len(entries))
+        try:
+            models[name] = model if name == 'pytorch' else exported(
+                model, name, 'fp32', shapes[0], folder, threads, dynamic=len(shapes) > 1)
+        except Exception as error:  # exporters and runtimes share no exception class
+            entries[name]['error'] = f'{type(error).__name__}: {error}'
+    fuse(model).to(memory_format=torch.channels_last)  # files are made of it as it was
+    return models
 
 
 class Reader:
