@@ -200,7 +200,7 @@ def _check(candidate: Candidate, setting: Setting) -> None:
     elif runtime in FILES and candidate.dtype not in FILE_DTYPES[runtime]:
         wrong = f'{runtime}: in {", ".join(FILE_DTYPES[runtime])} only, not {candidate.dtype}'
     elif candidate.dtype == INT8 and runtime not in FILES:
-        wrong = f'int8: with {", ".join(name for name in FILE_DTYPES if INT8 in FILE_DTYPES[name])}'
+        wrong = 'int8: with onnx, openvino or executorch'
     elif candidate.is_timm and runtime in FILES and not (
             candidate.dtype == 'fp32' or runtime in HALF and candidate.dtype == 'fp16'):
         wrong = f'{runtime} in {candidate.dtype}: for models of this project only'
