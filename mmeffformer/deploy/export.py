@@ -159,12 +159,7 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         if precision != first:
             fp32, file = file, Path(folder) / precision / path.name
             file.parent.mkdir()
-            try:
-                _write_rounded(model, what, fp32, file, to, precision, inputs[0], meta,
-                               calibration)
-            except Exception as error:  # converters share no exception class
-                raise ValueError(f'{path} was not written: {to} in {precision}: '
-                                 f'{_reason(error)}') from error
+            _write_rounded(model, what, fp32, file, to, precision, inputs[0], meta, calibration)
             inputs = resized_inputs(channels, shape, dynamic, images, not images, divisor)
             compared = compare(model, what, ExportedFile(file, to), inputs, precision)
             check_matches(compared, f'{path} was not written: {to} in {precision}')
@@ -175,13 +170,17 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
 def _write_rounded(model: nn.Module, what: str, fp32: Path, file: Path, to: str, precision: str,
                    image: Tensor, meta: Dict, calibration: Optional[Sequence[Tensor]]) -> None:
     """Write a file in another precision: of the fp32 file, or for ExecuTorch of the model."""
-    if to != 'executorch':
-        write_rounded(fp32, file, to, precision, calibration or (),
-                      None if meta['dynamic'] else meta['shape'])
-        return
-    part = traceable(fuse(deepcopy(model)), what)
-    meta = dict(meta, what=what, outputs=list(part.output_names), precision=precision)
-    write_executorch(part, file, image, meta, calibration)
+    try:
+        if to != 'executorch':
+            write_rounded(fp32, file, to, precision, calibration or (),
+                          None if meta['dynamic'] else meta['shape'])
+            return
+        part = traceable(fuse(deepcopy(model)), what)
+        meta = dict(meta, what=what, outputs=list(part.output_names), precision=precision)
+        write_executorch(part, file, image, meta, calibration)
+    except Exception as error:  # converters share no exception class
+        raise ValueError(f'{file.name} was not written: {to} in {precision}: {_reason(error)}'
+                         ) from error
 
 
 def write_unchecked(model: nn.Module, path: Path, to: str, what: str, shape: Size,
