@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Union
 
@@ -133,21 +134,19 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
     precision = precision or ('fp16' if to == 'coreml' else 'fp32')
     _check_arguments(model, path, to, what, shape, dynamic, calibration, images, precision)
     model.eval()
-    channels = input_channels(model)
-    divisor = size_divisor(model, what, channels) if dynamic else 1
+    divisor = size_divisor(model, what) if dynamic else 1
+    inputs = partial(resized_inputs, input_channels(model), shape, dynamic, images, divisor)
     meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, size_divisor=divisor,
                 precision=precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         file = Path(folder) / path.name
-        inputs = resized_inputs(channels, shape, dynamic, images, True, divisor)
-        compared = _write_checked(model, what, file, to, inputs, meta)
+        compared = _write_checked(model, what, file, to, inputs(noise=True), meta)
         if calibration is not None:
             fp32, file = file, Path(folder) / 'int8' / path.name
             file.parent.mkdir()
             quantise(fp32, file, calibration, None if dynamic else shape)
-            inputs = resized_inputs(channels, shape, dynamic, images, divisor=divisor)
-            compared = compare(model, what, ExportedFile(file, to), inputs, 'int8')
+            compared = compare(model, what, ExportedFile(file, to), inputs(), 'int8')
             check_matches(compared, f'{path} was not written: {to} in int8')
         _move(file.parent, path.parent)
     return compared
