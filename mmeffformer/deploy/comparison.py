@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from .graphs import window_logits
+from .graphs import input_channels, window_logits
 from .inputs import MIN_SIZE
 
 Outputs = Dict[str, Tensor]
@@ -172,14 +172,15 @@ def expected_outputs(model: nn.Module, what: str, image: Tensor) -> Outputs:
     return compute(model, model.extract_feat(image), sample)
 
 
-def size_divisor(model: nn.Module, what: str, channels: int) -> int:
+def size_divisor(model: nn.Module, what: str) -> int:
     """Return 32 if the sides of images for a part must be multiples of 32 px, else 1.
 
     Necks such as RTMDet's double the size of a coarse feature map to add it to a finer one, which
     fits only if no stage has rounded up.
     """
     try:
-        expected_outputs(model, what, torch.zeros(1, channels, MIN_SIZE + 1, 3 * MIN_SIZE - 1))
+        expected_outputs(model, what, torch.zeros(1, input_channels(model), MIN_SIZE + 1,
+                                                  3 * MIN_SIZE - 1))
     except Exception:  # if not because of the size, comparing raises it again
         return MIN_SIZE
     return 1

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Union
 
@@ -147,21 +148,21 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
     _check_arguments(model, path, to, what, shape, dynamic, calibration, images)
     model.eval()
     first = precision if to == 'coreml' else 'fp32'
-    channels = input_channels(model)
-    divisor = size_divisor(model, what, channels) if dynamic else 1
+    divisor = size_divisor(model, what) if dynamic else 1
+    inputs = partial(resized_inputs, input_channels(model), shape, dynamic, images, divisor)
     meta = dict(meta or {}, shape=list(shape), dynamic=dynamic, size_divisor=divisor,
                 precision=first)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.export-', dir=path.parent) as folder:
         file = Path(folder) / path.name
-        inputs = resized_inputs(channels, shape, dynamic, images, True, divisor)
-        compared = _write_checked(model, what, file, to, inputs, meta)
+        compared = _write_checked(model, what, file, to, inputs(noise=True), meta)
         if precision != first:
             fp32, file = file, Path(folder) / precision / path.name
             file.parent.mkdir()
-            _write_rounded(model, what, fp32, file, to, precision, inputs[0], meta, calibration)
-            inputs = resized_inputs(channels, shape, dynamic, images, not images, divisor)
-            compared = compare(model, what, ExportedFile(file, to), inputs, precision)
+            _write_rounded(model, what, fp32, file, to, precision, inputs(noise=True)[0], meta,
+                           calibration)
+            compared = compare(model, what, ExportedFile(file, to), inputs(noise=not images),
+                               precision)
             check_matches(compared, f'{path} was not written: {to} in {precision}')
         _move(file.parent, path.parent)
     return compared

@@ -74,7 +74,7 @@ def describe_input(cfg: Config, channels: int) -> dict:
 
 
 def resized_inputs(channels: int, shape: Size, dynamic: bool, pictures: Sequence[Tensor],
-                   noise: bool = False, divisor: int = 1) -> List[Tensor]:
+                   divisor: int = 1, noise: bool = False) -> List[Tensor]:
     """Return pictures, and noise, at ``shape``; for a dynamic file at five sizes, whose sides
     are multiples of ``divisor``."""
     height, width = shape
