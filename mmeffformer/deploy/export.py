@@ -156,18 +156,29 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         compared = _write_checked(model, what, file, to, inputs, meta)
         if precision != first:
             fp32, file = file, Path(folder) / precision / path.name
-            file.parent.mkdir()
-            try:
-                write_rounded(fp32, file, to, precision, calibration or (),
-                              None if dynamic else shape)
-            except Exception as error:  # converters share no exception class
-                raise ValueError(f'{path} was not written: {to} in {precision}: '
-                                 f'{_reason(error)}') from error
+            _round(fp32, file, to, precision, calibration or (), None if dynamic else shape)
             inputs = resized_inputs(channels, shape, dynamic, images, noise=not images)
             compared = compare(model, what, ExportedFile(file, to), inputs, precision)
             check_matches(compared, f'{path} was not written: {to} in {precision}')
         _move(file.parent, path.parent)
     return compared
+
+
+def _round(source: Path, target: Path, to: str, precision: str, calibration: Sequence[Tensor],
+           shape: Optional[Size]) -> None:
+    """Write the file of another precision, see :func:`write_rounded`.
+
+    Raises:
+        ValueError: The converter failed.
+    """
+    target.parent.mkdir()
+    try:
+        write_rounded(source, target, to, precision, calibration, shape)
+    except OSError:  # of the file system
+        raise
+    except Exception as error:  # converters share no exception class
+        raise ValueError(f'{target.name} was not written: {to} in {precision}: '
+                         f'{_reason(error)}') from error
 
 
 def _write_checked(model: nn.Module, what: str, file: Path, to: str, inputs: Sequence[Tensor],
