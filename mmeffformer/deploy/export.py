@@ -158,7 +158,6 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         compared = _write_checked(model, what, file, to, inputs(noise=True), meta)
         if precision != first:
             fp32, file = file, Path(folder) / precision / path.name
-            file.parent.mkdir()
             _write_rounded(model, what, fp32, file, to, precision, inputs(noise=True)[0], meta,
                            calibration)
             compared = compare(model, what, ExportedFile(file, to), inputs(noise=not images),
@@ -171,6 +170,7 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
 def _write_rounded(model: nn.Module, what: str, fp32: Path, file: Path, to: str, precision: str,
                    image: Tensor, meta: Dict, calibration: Optional[Sequence[Tensor]]) -> None:
     """Write a file in another precision: of the fp32 file, or for ExecuTorch of the model."""
+    file.parent.mkdir()
     try:
         if to != 'executorch':
             write_rounded(fp32, file, to, precision, calibration or (),
@@ -179,6 +179,8 @@ def _write_rounded(model: nn.Module, what: str, fp32: Path, file: Path, to: str,
         part = traceable(fuse(deepcopy(model)), what)
         meta = dict(meta, what=what, outputs=list(part.output_names), precision=precision)
         write_executorch(part, file, image, meta, calibration)
+    except OSError:  # of the file system
+        raise
     except Exception as error:  # converters share no exception class
         raise ValueError(f'{file.name} was not written: {to} in {precision}: {_reason(error)}'
                          ) from error

@@ -21,7 +21,7 @@ def test_backbone_in_16_bits(to, precision, arch, randomize, tmp_path):
     exact = precision == 'bf16' and not cpu_computes_in('bf16')  # computed in fp32
     for each in compared:
         assert each.inputs == 1 and each.tolerance == dict(fp16=0.01, bf16=0.05)[precision]
-        assert (each.error < 1e-5) is exact and each.matches, each
+        assert (each.error < 1e-4) is exact and each.matches, each
     file = tmp_path / 'model.bin' if to == 'openvino' else path
     weights = sum(parameter.numel() for parameter in model.parameters())
     assert file.stat().st_size / weights == pytest.approx(4 if precision == 'bf16' else 2, rel=.2)
