@@ -126,8 +126,7 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         what: 'backbone', 'neck' or 'model', see :func:`traceable`.
         shape: H, W of the input in px.
         dynamic: Make a file for any H, W from 32 px. ``shape`` is one of the sizes compared at.
-        images: Normalised float images (1, C, H, W) to compare on besides random inputs. They
-            are resized to the sizes compared at.
+        images: Normalised float images (1, C, H, W), compared on besides random inputs, resized.
         meta: Further metadata of the file.
         calibration: Normalised float images (1, C, H, W) to calibrate an int8 file on.
         precision: One of ``PRECISIONS[to]``; by default int8 with ``calibration``, else the first.
@@ -158,10 +157,9 @@ def export(model: nn.Module, path: Union[str, Path], to: str, what: str, shape: 
         compared = _write_checked(model, what, file, to, inputs(noise=True), meta)
         if precision != first:
             fp32, file = file, Path(folder) / precision / path.name
-            _write_rounded(model, what, fp32, file, to, precision, inputs(noise=True)[0], meta,
-                           calibration)
-            compared = compare(model, what, ExportedFile(file, to), inputs(noise=not images),
-                               precision)
+            found = inputs(noise=not images)
+            _write_rounded(model, what, fp32, file, to, precision, found[0], meta, calibration)
+            compared = compare(model, what, ExportedFile(file, to), found, precision)
             check_matches(compared, f'{path} was not written: {to} in {precision}')
         _move(file.parent, path.parent)
     return compared
