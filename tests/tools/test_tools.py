@@ -84,8 +84,9 @@ def test_boxes_with_test_time_augmentation(trained, tmp_path):
                            torch.cat([plain.labels, mirrored.labels]), 0.5)[:100]
         found = sample['pred_instances']
         torch.testing.assert_close(found['scores'], scores[kept])
-        torch.testing.assert_close(found['bboxes'], torch.cat([plain.bboxes, boxes])[kept],
-                                   rtol=1e-4, atol=1e-3)
+        # Rounding may exchange boxes of nearly equal scores.
+        distance = torch.cdist(found['bboxes'], torch.cat([plain.bboxes, boxes])[kept])
+        assert distance.amin(0).max() < .01 and distance.amin(1).max() < .01
 
 
 # Tools that take a checkpoint
