@@ -24,12 +24,11 @@ from ..utils.stopwatch import POST_PROCESSING, Stopwatch, watch
 from ..weights.compatibility import load_compatible
 from .benchmark import NONE, format_ms
 from .candidates import Setting
-from .exported import FILES
 from .results import Results, header, machine
 from .timing import Progress, interleave, no_progress
 from .whole import exported, random_model, set_score_threshold
 
-RUNTIMES = ('pytorch', *FILES)
+RUNTIMES = ('pytorch', 'onnx', 'openvino')
 # Stages and their sections of the stopwatch; the network is what remains.
 STAGES = {'decode': 'decode', 'pipeline': 'pipeline', 'normalise': 'data_preprocessor',
           'network': '', 'post-processing': POST_PROCESSING, 'drawing': 'drawing'}
