@@ -51,7 +51,7 @@ def run(chosen: Sequence[Candidate], baselines: Sequence[Candidate], setting: Se
 
         def add(candidate: Candidate, entry: Dict[str, Any]):
             builder = whole.build if candidate.is_whole else build
-            built = builder(candidate, setting, Path(folder))
+            built = builder(candidate, setting.for_candidate(candidate), Path(folder))
             entry.update(built._asdict(), parts_ms=[])
             del entry['call'], entry['stopwatch']
             timer: Callable = Timer(built.call, setting.device,

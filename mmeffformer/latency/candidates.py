@@ -2,7 +2,7 @@
 import difflib
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
@@ -77,20 +77,25 @@ class Setting:
         if self.device == 'cuda' and not torch.cuda.is_available():
             raise ValueError('device cuda: torch finds no GPU here; use --device cpu')
 
+    def for_candidate(self, candidate: 'Candidate') -> 'Setting':
+        """Return the setting with the size of a candidate that has one of its own."""
+        return replace(self, shape=candidate.shape or self.shape)
+
 
 @dataclass(frozen=True)
 class Candidate:
     """A network to time. ``str()`` gives a spec that :func:`candidates` parses."""
 
-    # An arch of this project, 'timm:' and a model name of timm, or the config of a whole model
-    model: str
+    model: str  # an arch of this project, 'timm:' and a model of timm, or a whole model's config
     runtime: str = 'pytorch'  # one of RUNTIMES
     dtype: str = 'fp32'  # one of DTYPES, other than fp32 through autocast; or INT8
     variants: Tuple[str, ...] = ()  # from VARIANTS
+    shape: Optional[Tuple[int, int]] = None  # H, W of its images in px instead of the setting's
 
     def __str__(self) -> str:
         options = [*self.variants, *[self.runtime] * (self.runtime != 'pytorch'),
-                   *[self.dtype] * (self.dtype != 'fp32')]
+                   *[self.dtype] * (self.dtype != 'fp32'),
+                   *[f'{side[0]}x{side[1]}' for side in [self.shape] if side]]
         return self.model + (f':{",".join(options)}' if options else '')
 
     @property
@@ -106,7 +111,8 @@ def candidates(spec: str, runtimes: Sequence[str] = ('pytorch',), dtype: str = '
                setting: Setting = Setting()) -> List[Candidate]:
     """Return the candidates that a spec, ``MODEL`` or ``MODEL:OPTION,OPTION``, describes.
 
-    Options are names from ``VARIANTS``, ``RUNTIMES`` and ``DTYPES``, and 'int8'.
+    Options are names from ``VARIANTS``, ``RUNTIMES`` and ``DTYPES``, 'int8', and a size such as
+    '640x640' (H, W in px) instead of the setting's.
 
     Args:
         spec: For example 'l3', 'l3:legacy,nchw', 'timm:resnet50:compile', or a config for a
@@ -124,11 +130,14 @@ def candidates(spec: str, runtimes: Sequence[str] = ('pytorch',), dtype: str = '
     model, options = SPEC.fullmatch(spec).groups()
     _check_model(model)
     options = [] if options is None else options.split(',')
+    sizes = [option for option in options if re.fullmatch(r'\d+x\d+', option)]
+    options = [option for option in options if option not in sizes]
+    shape = tuple(map(int, sizes[-1].split('x'))) if sizes else None
     known = (*VARIANTS, *RUNTIMES, *DTYPES, INT8)
     for option in options:
         if option not in known:
             raise ValueError(f'{spec}: option {option!r} is unknown; choose from '
-                             f'{", ".join(known)}')
+                             f'{", ".join(known)}, or a size such as 640x640')
     variants = tuple(name for name in VARIANTS if name in options)
     named = [name for name in options if name in RUNTIMES]
     dtypes = [name for name in options if name in (*DTYPES, INT8)] or [dtype]
@@ -139,10 +148,10 @@ def candidates(spec: str, runtimes: Sequence[str] = ('pytorch',), dtype: str = '
         if not named:
             raise ValueError(f'{spec}: {", ".join(variants)} concerns PyTorch, not '
                              f'{" and ".join(runtimes)}')
-    found = [Candidate(model, *each, variants)
+    found = [Candidate(model, *each, variants, shape)
              for each in itertools.product(named or runtimes, dtypes)]
     for candidate in found:
-        _check(candidate, setting)
+        _check(candidate, setting.for_candidate(candidate))
     return found
 
 

@@ -35,6 +35,15 @@ def names(*args):
     return list(map(str, candidates(*args)))
 
 
+def test_a_size_of_its_own(tmp_path):
+    candidate, = candidates('l1:nchw,64x96', setting=Setting((32, 32)))
+    assert candidate.shape == (64, 96) and candidates(str(candidate)) == [candidate]
+    found = build(candidate, Setting((32, 32)).for_candidate(candidate), tmp_path).call()
+    assert found[0].shape[2:] == (16, 24)
+    with pytest.raises(ValueError, match='both must be at least 32'):
+        candidates('l1:16x96')
+
+
 def test_a_spec_names_its_runtime_or_uses_all():
     assert names('l1', ['pytorch', 'onnx']) == ['l1', 'l1:onnx']
     assert names('l1:compile', ['pytorch', 'onnx']) == ['l1:compile']
