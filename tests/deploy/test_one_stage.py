@@ -69,7 +69,7 @@ def test_retinanet_at_any_size(exported):
     assert_same(model, file, [(96, 96), (33, 95)])
 
 
-@pytest.mark.parametrize('to', ['onnx', 'openvino'])
+@pytest.mark.parametrize('to', ['onnx', pytest.param('openvino', marks=pytest.mark.slow)])
 def test_rtmdet_ins_at_any_size(to, exported):
     model, file = exported(RTMDET_INS, to)
     assert_same(model, file, [(96, 96), (160, 32)])
@@ -78,7 +78,7 @@ def test_rtmdet_ins_at_any_size(to, exported):
         file(image(64, 95))
 
 
-@pytest.mark.parametrize('to', ['onnx', 'openvino'])
+@pytest.mark.parametrize('to', [pytest.param('onnx', marks=pytest.mark.slow), 'openvino'])
 def test_no_detections(to, build_one_stage, tmp_path):
     model, path = build_one_stage(RTMDET_INS, **NONE), tmp_path / f'model{SUFFIXES[to]}'
     export(model, path, to, 'model', (64, 96))
