@@ -120,7 +120,7 @@ executorch-test: env
 	$(PYTHON) -m pip --python build/executorch/bin/python install -q --no-deps \
 	    -r requirements/executorch.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/executorch/bin/python -m pytest \
-	    tests/deploy/test_executorch.py tests/latency/test_executorch.py
+	    tests/deploy/test_executorch.py tests/latency/test_latency_executorch.py
 
 # The package itself is installed every time: the environment may have served another clone.
 env: $(STAMP)

@@ -26,7 +26,8 @@ def test_backbone(kind, mode, arch, randomize, tmp_path):
     compared = export(model, path, 'executorch', 'backbone', SHAPE, meta=dict(config='mine'))
     assert [each.output for each in compared] == ['feature0', 'feature1', 'feature2', 'feature3']
     file = ExportedFile(path, 'executorch')
-    assert file.meta == dict(config='mine', shape=[*SHAPE], dynamic=False, precision='fp32',
+    assert file.meta == dict(config='mine', shape=[*SHAPE], dynamic=False, size_divisor=1,
+                             precision='fp32',
                              what='backbone', outputs=[each.output for each in compared])
     assert_same(model, 'backbone', file, [image(*SHAPE)])
     with pytest.raises(SizeError, match='takes images of 96 x 64 px.*the image has 64 x 96'):
