@@ -37,9 +37,9 @@ class _Bins(NamedTuple):
 class _Axis(NamedTuple):
     """The pixels of bins along one axis."""
 
-    first: Tensor  # (R, P), int32
     counts: Tensor  # (R, P), int32
-    weights: Tensor  # of the pixels from the first on (R, P, K), float64
+    pixels: Tensor  # ascending (R, P, K), int32
+    weights: Tensor  # of the pixels (R, P, K), float64
 
 
 def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor,
@@ -134,7 +134,6 @@ def _bins(rois: Tensor, shape: torch.Size, size: Tuple[int, int], scale: float, 
     start, end = (rois[:, i:i + 2] * scale - (.5 if aligned else 0) for i in (1, 3))
     extent = end - start if aligned else (end - start).clamp(min=1)
     y, x = (_axis(start[:, i], extent[:, i], size[1 - i], shape[3 - i], ratio) for i in (1, 0))
-    first = (rois[:, :1].int() * shape[2] + y.first)[:, :, None] * shape[3] + x.first[:, None]
     counts = y.counts[:, :, None] * x.counts[:, None]
     chunks = counts.flatten(1).sum(1).cumsum(0) // MAX_PIXELS
     end_of_part = 0
@@ -147,25 +146,27 @@ def _bins(rois: Tensor, shape: torch.Size, size: Tuple[int, int], scale: float, 
         position = torch.arange(len(bins), dtype=torch.int32) - starts.index_select(0, bins)
         columns = x.counts[part, None].expand_as(counts[part]).flatten().index_select(0, bins)
         row = position // columns
-        column = position - row * columns
-        pixels = first[part].flatten().index_select(0, bins) + row * shape[3] + column
-        weights = (_pixel_weights(y.weights[part].unsqueeze(2), counts[part], bins, row)
-                   * _pixel_weights(x.weights[part].unsqueeze(1), counts[part], bins, column))
-        yield _Bins(part, bins, pixels, weights.to(rois.dtype), starts)
+        ys, by_row = _of_pixels(y, part, 2, counts[part], bins, row)
+        xs, by_column = _of_pixels(x, part, 1, counts[part], bins, position - row * columns)
+        image = rois[part, 0].int().repeat_interleave(size[0] * size[1]).index_select(0, bins)
+        yield _Bins(part, bins, (image * shape[2] + ys) * shape[3] + xs,
+                    (by_row * by_column).to(rois.dtype), starts)
 
 
-def _pixel_weights(weights: Tensor, counts: Tensor, bins: Tensor, index: Tensor) -> Tensor:
-    """Return the weight along one axis of each pixel.
+def _of_pixels(axis: _Axis, part: slice, other: int, counts: Tensor, bins: Tensor,
+               index: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return position and weight along one axis of each pixel of some RoIs' bins.
 
     Args:
-        weights: (R, h, 1, K) along y or (R, 1, w, K) along x.
-        counts: (R, h, w).
+        other: Dimension of the other axis in ``counts``.
+        counts: Pixels of each bin (R, h, w).
         bins, index: Bin of each pixel, and its index among the bin's on the axis.
     """
-    axis = weights.shape[:3]
-    start = torch.arange(axis.numel(), dtype=torch.int32).view(axis) * weights.shape[3]
-    start = start.expand_as(counts).flatten().index_select(0, bins)
-    return weights.flatten().index_select(0, start + index)
+    shape = axis.pixels[part].shape
+    start = torch.arange(shape[0] * shape[1], dtype=torch.int32).view(shape[:2]) * shape[2]
+    start = start.unsqueeze(other).expand_as(counts).flatten().index_select(0, bins) + index
+    return (axis.pixels[part].flatten().index_select(0, start),
+            axis.weights[part].flatten().index_select(0, start))
 
 
 def _axis(start: Tensor, size: Tensor, bins: int, length: int, ratio: int) -> _Axis:
@@ -186,14 +187,20 @@ def _axis(start: Tensor, size: Tensor, bins: int, length: int, ratio: int) -> _A
     most = int(samples.nan_to_num().clamp(1, 2 * length + 6).max())
     number = skipped[..., None] + torch.arange(most)
     at = start[..., None] + (before[..., None] + number) * step[..., None]
-    valid = (number < samples[..., None]) & (at >= -1) & (at <= length)
-    at = torch.where(valid, at, 0).clamp(0, length - 1)
+    if ratio > 0:
+        at = at.sort(2).values  # a negative size reverses them
+    share = ((number < samples[..., None]) & (at >= -1) & (at <= length)
+             ) / samples.clamp(min=1)[..., None]
+    at = at.nan_to_num().clamp(0, length - 1)
     low = at.floor()
-    first = torch.where(valid, low, length).amin(2)
-    slot = torch.where(valid, low - first[..., None], 0).long()
-    share = valid / samples.clamp(min=1)[..., None]
-    weights = at.new_zeros(*first.shape, int(slot.max()) + 2)
+    # Neighbouring samples share pixels; pixels between distant samples are left out.
+    slot = F.pad(low.diff(dim=2).clamp(0, 2), (1, 0)).cumsum(2).long()
+    shape = (*slot.shape[:2], int(slot.max()) + 2)
+    pixels = torch.zeros(shape, dtype=torch.int32)
+    pixels.scatter_(2, slot + 1, (low + 1).clamp(max=length - 1).int())
+    pixels.scatter_(2, slot, low.int())
+    weights = at.new_zeros(shape)
     weights.scatter_add_(2, slot, (1 - at + low) * share)
     weights.scatter_add_(2, slot + 1, (at - low) * share)
-    counts = ((weights != 0) * torch.arange(1, weights.shape[2] + 1)).amax(2)
-    return _Axis(first.int(), counts.int(), weights)
+    counts = ((weights != 0) * torch.arange(1, shape[2] + 1)).amax(2)
+    return _Axis(counts.int(), pixels, weights)

@@ -149,6 +149,13 @@ def test_roi_align_of_some_rois_at_a_time(monkeypatch):
 
 
 @stand_ins_only
+def test_pixels_between_distant_samples_are_left_out():
+    rois = torch.tensor([[0, 3., 5, 290, 190]])
+    part, = sys.modules['mmcv._ext.roi']._bins(rois, (1, 8, 200, 300), (2, 3), 1., 2, True)
+    assert len(part.pixels) == 6 * 16  # bins, corners of four samples in each
+
+
+@stand_ins_only
 @pytest.mark.parametrize('ratio', [0, 2])
 def test_roi_align_of_rois_far_beyond_the_map(ratio):
     """Memory is bounded by the map, not by the RoI."""
