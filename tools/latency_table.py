@@ -99,7 +99,7 @@ def export_parts(args):
 
 
 def import_times(args):
-    """Make a table of a phone's times, and say how well it predicts the reference network."""
+    """Make a table of a phone's times, and report how well it predicts the reference network."""
     with exit_on_error():
         if not args.device_name:
             raise ValueError('--import needs --device-name, the name of the phone')

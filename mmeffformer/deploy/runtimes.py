@@ -15,7 +15,7 @@ SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'coreml': '.mlpackage', 'execut
 PRECISIONS: Dict[str, Tuple[str, ...]] = {
     'onnx': ('fp32', 'fp16', 'int8'), 'openvino': ('fp32', 'fp16', 'bf16', 'int8'),
     'coreml': ('fp16', 'fp32'), 'executorch': ('fp32', 'int8')}
-INT8_PACKAGES = {'openvino': 'nncf', 'executorch': 'torchao'}
+INT8_PACKAGES = {'openvino': ('nncf', 'int8'), 'executorch': ('torchao', 'executorch')}
 HINTS = {'fp16': 'f16', 'bf16': 'bf16'}  # for OpenVINO, f32 for other precisions
 META = 'mmeffformer'  # key of the description in a file's metadata
 INPUT = 'image'
@@ -67,7 +67,7 @@ def choose_precision(to: str, precision: Optional[str] = None, int8: bool = Fals
         if not int8:
             raise ValueError('precision int8: expected images to calibrate on')
         if to in INT8_PACKAGES:
-            require(INT8_PACKAGES[to], 'int8')
+            require(*INT8_PACKAGES[to])
     return precision
 
 

@@ -104,7 +104,7 @@ def openvino_model(path: Path, threads: int, **properties: Any) -> Any:
 
 
 def executorch_call(path: Path, image: Tensor, threads: int) -> Call:
-    """Return a call of ExecuTorch, all of whose calls then use that number of threads."""
+    """Return a call of ExecuTorch, and set the threads of all its calls in this process."""
     runtime = require('executorch.runtime', 'executorch').runtime.Runtime.get()
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     _unsafe_reset_threadpool(threads)

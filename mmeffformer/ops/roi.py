@@ -1,8 +1,8 @@
 """RoIAlign by average.
 
 A bin of RoIAlign is a weighted sum of pixels. On CPUs ``embedding_bag`` computes such sums of rows
-of channels with all threads, several times as fast as torchvision's operator and nearer to
-float64. A bin's weights are products of weights along y and along x.
+of channels with all threads, in a fraction of the time of torchvision's operator, with smaller
+errors against float64. A bin's weights are products of weights along y and along x.
 
 Difference from mmcv's compiled operator: RoIs of negative size are accepted on the CPU too, with
 the result of the compiled CUDA operator.

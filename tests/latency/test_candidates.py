@@ -272,7 +272,7 @@ def test_training_keeps_less_with_checkpoints(tmp_path):
 
 
 def test_a_step_starts_from_gradients_in_the_memory_format_of_the_outputs():
-    """Those of a mean are in none, and most of the backward in channels_last would copy maps."""
+    """The gradient of a mean has none: most of the backward in channels_last would copy maps."""
     network = nn.Conv2d(3, 4, 1).to(memory_format=torch.channels_last)
     image, gradients = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), []
 
