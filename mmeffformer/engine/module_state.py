@@ -3,6 +3,7 @@
 These are plain attributes of modules and of the objects in them, such as the image size that
 mmdet's BatchSyncRandomResize draws, counters, and generators of random numbers.
 """
+import io
 import pickle
 import random
 import sys
@@ -29,13 +30,13 @@ GLOBAL_GENERATORS = (np.random.mtrand._rand, torch.default_generator)
 
 def snapshot(model: nn.Module) -> Dict[Path, bytes]:
     """Return the plain values of a model by path, pickled for :func:`changed_values`."""
-    return {path: pickle.dumps(value) for path, value in _plain_values(model)}
+    return {path: _pickled(value) for path, value in _plain_values(model)}
 
 
 def changed_values(model: nn.Module, before: Dict[Path, bytes]) -> Dict[Path, Any]:
     """Return the plain values that differ from a :func:`snapshot`, by path."""
     return {path: value for path, value in _plain_values(model)
-            if pickle.dumps(value) != before.get(path)}
+            if _pickled(value) != before.get(path)}
 
 
 def set_values(model: nn.Module, values: Dict[Path, Any]) -> None:
@@ -50,6 +51,26 @@ def set_values(model: nn.Module, values: Dict[Path, Any]) -> None:
         elif isinstance(container, dict) or isinstance(container, list) and name in items:
             moves = isinstance(current, Tensor) and isinstance(value, Tensor)
             container[name] = value.to(current.device) if moves else value
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors by value: torch's pickle of a tensor has the address of its storage."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            return NotImplemented
+        raw = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+        return _unpickled_tensor, (raw, value.dtype, value.shape)
+
+
+def _unpickled_tensor(raw: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    return torch.from_numpy(raw).view(dtype).reshape(shape)
+
+
+def _pickled(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
 
 
 def _plain_values(model: nn.Module) -> Iterator[Tuple[Path, Any]]:
