@@ -5,6 +5,7 @@
 # make test-slow runs the tests that take minutes
 # make lint      checks the style and the types
 # make docs      builds the site of the documentation in site/
+# make gpu        checks, trains and measures on a GPU
 # make executorch-test  runs the tests that need ExecuTorch, in an environment of their own
 # make wheel-test  builds the wheel and the sdist in dist/ and tries each, installed
 # Each makes its environment first, in .venv; VENV=folder takes or makes another.
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-seg demo-search test test-slow lint docs wheel-test executorch-test env clean
+.PHONY: demo demo-seg demo-search test test-slow gpu lint docs wheel-test executorch-test env clean
 
 VENV ?= .venv
 BASE_PYTHON ?= python3 python3.11 python3.12 python3.10
@@ -85,6 +86,9 @@ test: env
 
 test-slow: env
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m slow
+
+gpu: env
+	$(PYTHON) tools/gpu_check.py
 
 lint: env
 	$(PYTHON) -m ruff check .

@@ -24,6 +24,13 @@ from torch import nn  # noqa: E402
 import mmeffformer  # noqa: E402, F401  offers mmcv.ops
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(pytest.mark.skip(reason='needs a GPU; there, make gpu runs it'))
+
+
 @pytest.fixture
 def repo_root() -> Path:
     return Path(__file__).resolve().parents[1]

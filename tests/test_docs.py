@@ -3,11 +3,8 @@ import doctest
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
-import sys
-from argparse import ArgumentParser
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from support.helpers import cache_published_l1, made_up_table
+from support.helpers import assert_parsed, cache_published_l1, made_up_table
 
 import mmeffformer
 from mmeffformer.datasets import write_coco
@@ -43,30 +40,6 @@ BLOCKS = [pytest.param(block, id=f'{name}-{number}') for name, text in TEXTS.ite
 SHELL = [line for block in re.findall(r'^```sh\n(.*?)^```', JOINED, re.M | re.S)
          for line in block.splitlines() if line.strip() and not line.startswith('#')]
 OTHERS = {'mim', 'pip', 'pre-commit'}  # not of this project
-
-
-class Parsed(BaseException):
-    """Raised instead of running a command whose options were parsed."""
-
-
-def assert_parsed(tool, arguments, monkeypatch):
-    """Run a tool up to the end of its parser."""
-    parse_args = ArgumentParser.parse_args
-    assert all((ROOT / word.partition(':')[0]).is_file()  # options of a benchmark's model follow
-               for word in arguments if word.startswith('configs/'))
-
-    def stop(self, *args, **kwargs):
-        parse_args(self, *args, **kwargs)
-        raise Parsed
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(ArgumentParser, 'parse_args', stop)
-    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
-    with pytest.raises(Parsed):
-        if tool.endswith('.py'):
-            runpy.run_path(tool, run_name='__main__')
-        else:
-            runpy.run_module(tool.removeprefix('-m '), run_name='__main__')
 
 
 @pytest.mark.parametrize('tool, arguments', COMMANDS, ids=str)

@@ -102,7 +102,9 @@ def main():
         baselines = [candidates(spec, args.runtimes, args.dtype, setting)[0]
                      for spec in args.baseline or []] or chosen[:1]
     out = args.out or Path('benchmarks') / f'{datetime.now():%Y%m%d_%H%M%S}'
-    torch.backends.cudnn.benchmark = True  # all sizes are fixed
+    # In training, the number of regions with a mask changes, and each would start a search.
+    torch.backends.cudnn.benchmark = not (setting.train and any(
+        candidate.is_whole for candidate in [*chosen, *baselines]))
     with progress_bar() as progress:
         results = benchmark.run(chosen, baselines, setting, args.rounds, args.seed, out, progress)
     report(results, out, args.accuracy)

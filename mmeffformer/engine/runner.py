@@ -3,6 +3,7 @@
 mmengine resumes weights, optimizer and schedule, but not random numbers. It may leave a checkpoint
 half written after it has deleted the previous one.
 """
+import os
 from functools import partial
 from pathlib import Path
 from typing import Sequence, Union
@@ -87,6 +88,12 @@ class Runner(_Runner):
             raise TrainingStopped(
                 f'the processes would resume different checkpoints: {", ".join(sorted(found))}. '
                 'All machines must see the same work dir')
+
+    def set_randomness(self, seed, diff_rank_seed=False, deterministic=False):
+        """Set the seed, and with ``deterministic`` also what cuBLAS needs for it on GPUs."""
+        if deterministic:
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        super().set_randomness(seed, diff_rank_seed, deterministic)
 
     def register_hooks(self, default_hooks=None, custom_hooks=None):
         super().register_hooks(default_hooks, custom_hooks)

@@ -8,7 +8,8 @@ from ..models import ARCHS
 from ..utils.plots import Mark
 from ..utils.stopwatch import POST_PROCESSING, REST, Stopwatch
 from . import whole
-from .candidates import DTYPES, RUNTIMES, TIMM, Candidate, Setting, build
+from .building import build, set_tf32
+from .candidates import DTYPES, RUNTIMES, TIMM, Candidate, Setting
 from .exported import LEAST_CALLS
 from .results import (
     Results,
@@ -65,7 +66,8 @@ def run(chosen: Sequence[Candidate], baselines: Sequence[Candidate], setting: Se
         for dtype in [name for name in DTYPES if name in used]:
             size, samples = MATRIX_SIZE[setting.device], []
             results['matrix_product'][dtype] = dict(size=size, samples_ms=samples)
-            product = Timer(matmul(DTYPES[dtype], setting.device, size), setting.device)
+            product = Timer(set_tf32(matmul(DTYPES[dtype], setting.device, size), dtype),
+                            setting.device)
             timers.append((f'matrix product, {dtype}', product, samples))
         time_rounds(results, timers, out, progress)
         timers.clear()  # before the exported files are deleted

@@ -20,7 +20,8 @@ import torch
 
 from ..models.arch import ARCHS, STAGES, Arch
 from . import results, timing
-from .candidates import BIAS_GRID, Setting
+from .building import BIAS_GRID
+from .candidates import Setting
 from .exported import FILES, HALF, PACKAGES
 from .parts import Size, copies, grid, open_network, open_part, part_bytes
 from .table import EXPANSION, OVERHEAD, LatencyTable, Part, parts, parts_of, widths_of

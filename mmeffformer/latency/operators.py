@@ -15,10 +15,12 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..deploy.runtimes import INPUT
-from .candidates import Candidate, Setting, make, prepare, write_file
+from .building import make, prepare, write_file
+from .candidates import Candidate, Setting
 from .exported import FILES, onnx_session, open_file, openvino_model
 from .results import Results, TimerEntry, build_all, header, time_rounds
 from .timing import Call, Progress, Timer, no_progress
@@ -79,21 +81,34 @@ def kinds_by_shape(network: nn.Module, image: Tensor) -> Dict[str, str]:
     return found
 
 
-def profile_torch(call: Call, by_shape: Mapping[str, str], repeats: int) -> Kinds:
-    """Return the mean of some calls by PyTorch's profiler, each operator without those inside."""
+def profile_torch(call: Call, by_shape: Mapping[str, str], device: str, repeats: int) -> Kinds:
+    """Return the mean of some calls by PyTorch's profiler, each operator without those inside.
+
+    On a GPU, the time of an operator is that of its kernels, and ``BETWEEN`` is the time without
+    a kernel, in calls without the profiler.
+    """
     call()
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+    on_gpu = device == 'cuda'
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+    with profile(activities=activities, record_shapes=True) as profiled:
         for _ in range(repeats):
             with record_function(CALL):
                 call()
+        if on_gpu:
+            torch.cuda.synchronize()
     kinds = dict.fromkeys(KINDS, 0.)
     for each in profiled.key_averages(group_by_input_shape=True):
+        if on_gpu and (each.device_type != DeviceType.CPU or each.key == CALL):
+            continue  # a kernel, whose time its operator has
         kind = BETWEEN if each.key == CALL else kind_of(each.key)
         if kind == CONVOLUTION:
             kind = by_shape.get(str(each.input_shapes[:2]), kind)
         elif kind == ATTENTION and any(str(shape) in by_shape for shape in each.input_shapes):
             kind = LINEAR
-        kinds[kind] += each.self_cpu_time_total / 1e3 / repeats
+        us = each.self_device_time_total if on_gpu else each.self_cpu_time_total
+        kinds[kind] += us / 1e3 / repeats
+    if on_gpu:
+        kinds[BETWEEN] = Timer(call, device)() - sum(kinds.values())
     return kinds
 
 
@@ -166,7 +181,7 @@ def profiler(network: nn.Module, candidate: Candidate, setting: Setting, folder:
     if candidate.runtime not in FILES:
         by_shape = kinds_by_shape(network, image)
         call = torch.no_grad()(prepare(network, candidate, setting, image))
-        return call, partial(profile_torch, call, by_shape)
+        return call, partial(profile_torch, call, by_shape, setting.device)
     path = write_file(network, candidate, setting.shape, folder)
     run_profile = profile_onnx if candidate.runtime == 'onnx' else profile_openvino
     return (open_file(candidate.runtime, path, image, setting.threads),
@@ -183,7 +198,8 @@ def run(chosen: Sequence[Candidate], setting: Setting, rounds: int, seed: int, o
         def add(candidate: Candidate, entry: Dict[str, Any]):
             network, _ = make(candidate, setting.shape)
             call, profiled = profiler(network, candidate, setting, Path(folder))
-            timer, name, entry['kinds'] = Timer(call, min_ms=MIN_MS), entry['name'], []
+            timer, name, entry['kinds'] = (Timer(call, setting.device, min_ms=MIN_MS),
+                                           entry['name'], [])
             timers.append((name, timer, entry['samples_ms']))
             timers.append((f'{name}, profiled', partial(profiled, timer.repeats), entry['kinds']))
 

@@ -14,7 +14,7 @@ from ..models.arch import STAGES, Arch
 from ..models.attention import AttentionBias
 from ..models.backbone import STRIDES
 from ..models.efficientformer import EfficientFormer
-from .candidates import BIAS_GRID
+from .building import BIAS_GRID
 from .exported import open_file, open_module
 from .table import BLOCKS, EMBEDDING, EXPANSION, STEM, Part
 from .timing import Call

@@ -27,8 +27,6 @@ def header(setting: Setting, rounds: int, seed: int) -> Dict[str, Any]:
     return dict(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         cpu=cpu_name(), cores=cores, gpu=gpu, threads=setting.threads, device=setting.device,
-        tf32=dict(convolutions=torch.backends.cudnn.allow_tf32,
-                  matrix_products=torch.backends.cuda.matmul.allow_tf32) if gpu else None,
         versions=dict(Python=sys.version.split()[0],
                       **{name: _version(name) for name in PACKAGES}),
         mode='train' if setting.train else 'inference', shape=list(setting.shape),
@@ -138,9 +136,6 @@ def notes(results: Results) -> List[str]:
         if product['samples_ms']:
             lines.append(f'product of two {dtype} matrices of {product["size"]} x '
                          f'{product["size"]}: {product_flops(results, dtype) / 1e9:.0f} GFLOP/s')
-    if head['tf32']:
-        lines.append('TF32: ' + ', '.join(f'{name} {"on" if on else "off"}'
-                                          for name, on in head['tf32'].items()))
     return lines
 
 

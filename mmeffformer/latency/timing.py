@@ -58,8 +58,7 @@ class Timer:
 
     def __init__(self, call: Call, device: str = 'cpu', warm_ups: int = WARM_UPS,
                  min_ms: float = MIN_MS, least_calls: int = 1):
-        self.call, self.repeats = call, 1
-        self.synchronize = torch.cuda.synchronize if device == 'cuda' else lambda: None
+        self.call, self.device, self.repeats = call, device, 1
         for _ in range(warm_ups):
             ms = self._elapsed_ms()
         self.repeats = max(least_calls, math.ceil(min_ms / max(ms, 1e-3)))
@@ -70,13 +69,19 @@ class Timer:
         return self._elapsed_ms() / self.repeats
 
     def _elapsed_ms(self) -> float:
-        def sample():
+        def sample() -> None:
             for _ in range(self.repeats):
                 self.call()
-            self.synchronize()
 
-        self.synchronize()
-        return 1e3 * timeit(sample, timer=time.perf_counter, number=1)  # garbage collection is off
+        if self.device == 'cpu':  # garbage collection is off
+            return 1e3 * timeit(sample, timer=time.perf_counter, number=1)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        timeit(sample, number=1)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
 
 
 def no_progress(text: str, done: int, steps: int) -> None:

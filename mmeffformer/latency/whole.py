@@ -17,13 +17,15 @@ from ..deploy.export import input_channels, window_size, write_unchecked
 from ..deploy.runtimes import SUFFIXES, ExportedFile
 from ..engine.configs import read_config
 from ..models.fuse import fuse
+from ..models.precision import DTYPES as HALF_PRECISIONS
 from ..models.precision import half_precision
 from ..ops import torchvision_only
 from ..utils.complexity import count_macs
 from ..utils.config import find_scope, iter_dicts, model_cfg
 from ..utils.registry import MODELS
 from ..utils.stopwatch import REST, watch
-from .candidates import Built, Candidate, Setting, autocast, compiled
+from .building import Built, compiled, in_precision, set_tf32
+from .candidates import Candidate, Setting
 from .exported import FILES
 from .timing import Call, kept_bytes, peak_bytes
 
@@ -138,6 +140,8 @@ def build(candidate: Candidate, setting: Setting, folder: Path) -> Built:
     """
     torch.set_num_threads(setting.threads)
     cfg = read_config(candidate.model)
+    if 'with_cp' in candidate.variants:
+        cfg.model.backbone.with_cp = True
     model = random_model(cfg)
     params = sum(p.numel() for p in model.parameters())
     torch.manual_seed(0)
@@ -148,6 +152,8 @@ def build(candidate: Candidate, setting: Setting, folder: Path) -> Built:
                        if isinstance(part.get('num_classes'), int)), default=1)
         add_ground_truth(samples, setting.shape, classes)
         return _train(candidate, setting, model, image, samples)
+    if candidate.runtime not in FILES:
+        model, image = model.to(setting.device), image.to(setting.device)
     set_score_threshold(model, image[:1])
     macs = count_macs(model, lambda: model.predict(image[:1], samples[:1])).get('Global')
     if candidate.runtime in FILES:
@@ -160,6 +166,8 @@ def build(candidate: Candidate, setting: Setting, folder: Path) -> Built:
     call = _predicting(model, candidate, image, samples)
     if stopwatch:
         call = stopwatch.section(REST)(call)
+    if setting.device == 'cuda':
+        call = set_tf32(call, candidate.dtype)
     remark = _remark(call())
     return Built(call, params, macs, peak_bytes(call, setting.device), remark=remark,
                  stopwatch=stopwatch)
@@ -171,8 +179,8 @@ def _train(candidate: Candidate, setting: Setting, model: nn.Module, image: Tens
     params = sum(p.numel() for p in model.parameters())
     image = _prepare(model.train(), candidate, setting, image)
     samples = [sample.to(setting.device) for sample in samples]
-    forward = autocast(lambda: model.parse_losses(model.loss(image, samples))[0], candidate,
-                       setting)
+    forward = in_precision(lambda: model.parse_losses(model.loss(image, samples))[0], candidate,
+                           setting)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -195,12 +203,12 @@ def _prepare(model: nn.Module, candidate: Candidate, setting: Setting, image: Te
     layout = (torch.contiguous_format if plain or 'nchw' in candidate.variants
               else torch.channels_last)
     model.to(setting.device, memory_format=layout)
-    if candidate.dtype == 'bf16' and not setting.train:
-        half_precision(model, 'bf16')
+    if candidate.dtype in HALF_PRECISIONS and not setting.train:
+        half_precision(model, candidate.dtype)
     if candidate.runtime == 'compile':  # between the modules, Python lists of results remain
-        model.backbone = compiled(model.backbone)
-        if getattr(model, 'neck', None) is not None:
-            model.neck = compiled(model.neck)
+        for name in ('backbone', 'neck'):
+            if getattr(model, name, None) is not None:
+                setattr(model, name, compiled(getattr(model, name)))
     return image.to(setting.device, memory_format=layout)
 
 

@@ -146,7 +146,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, fused: bool = False) -
     if fused and cpu.applies(q):
         return cpu.attend(q, k, v, bias)
     if not fused or q.device.type != 'cpu' or not cpu.is_compiling():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        # torch's CUDA kernel that never holds all scores takes a mask of four dimensions only.
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias[None] if q.is_cuda else bias)
     # torch's kernel that never holds all scores needs keys and values of one width.
     scale = q.shape[-1] ** -0.5
     q, k = (F.pad(each, (0, v.shape[-1] - each.shape[-1])) for each in (q, k))
@@ -304,6 +306,9 @@ def mix_heads(mixing: nn.Conv2d, scores: Tensor, bias: Tensor) -> Tensor:
     """Return scores (B, heads, N, M) mixed among the heads, plus a bias (heads, N * M or 1)."""
     batch, dtype = scores.shape[0], scores.dtype
     weight = mixing.weight[..., 0, 0].to(dtype)
+    if scores.is_cuda and cpu.is_compiling():  # one kernel with the softmax
+        mixed = (weight[..., None, None] * scores[:, None]).sum(2)
+        return mixed + bias.view(-1, *(scores.shape[2:] if bias.shape[1] > 1 else (1, 1)))
     mixed = torch.baddbmm(bias.to(dtype).expand(batch, -1, -1), weight.expand(batch, -1, -1),
                           scores.flatten(2))
     return mixed.view(scores.shape)

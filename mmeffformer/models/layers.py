@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-from . import cpu
+from . import cpu, gpu
 from .arch import is_number
 
 
@@ -90,6 +90,8 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.post_op and cpu.fuses_activation(x):
             return cpu.convolve(self.conv, x, self.post_op)
+        if isinstance(self.norm, nn.Identity) and gpu.multiplies(self.conv, x):
+            return self.act(gpu.convolve(self.conv, x))
         return self.act(self.norm(self.conv(x)))
 
     def fuse(self) -> None:
@@ -269,6 +271,9 @@ class MB4D(ScaledBlock):
 
     def forward(self, x: Tensor, rows: Optional[slice] = None) -> Tensor:
         """Return (B, C, H, W), or only ``rows`` of it."""
+        scale, is_fused = self.layer_scale1, self.layer_scale2 is None
+        if scale is not None and is_fused and gpu.takes_pool_block(self.mlp, x):
+            return gpu.pool_block(self.mlp, x, scale)
         x = self.add(x, self.token_mixer(x), self.layer_scale1)
         x = x[:, :, rows] if rows else x
         return self.add(x, self.mlp(x), self.layer_scale2)

@@ -101,8 +101,13 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
 
 
 def _by_weighted_sums(features: Tensor) -> bool:
-    return (common.FASTER and features.device.type == 'cpu'
-            and features.shape[1] >= MIN_CHANNELS)
+    """Return whether the sums are the better way: on a GPU where results must be reproducible.
+
+    torchvision's CUDA kernel adds up gradients in any order.
+    """
+    if features.device.type == 'cuda':
+        return torch.are_deterministic_algorithms_enabled()
+    return common.FASTER and features.shape[1] >= MIN_CHANNELS
 
 
 def _weighted_sums(indices: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
@@ -136,14 +141,15 @@ def _bins(rois: Tensor, shape: torch.Size, size: Tuple[int, int], scale: float, 
     y, x = (_axis(start[:, i], extent[:, i], size[1 - i], shape[3 - i], ratio) for i in (1, 0))
     counts = y.counts[:, :, None] * x.counts[:, None]
     chunks = counts.flatten(1).sum(1).cumsum(0) // MAX_PIXELS
-    end_of_part = 0
+    end_of_part, device = 0, rois.device
     for length in chunks.unique_consecutive(return_counts=True)[1].tolist():
         part = slice(end_of_part, end_of_part + length)
         end_of_part = part.stop
         number = counts[part].flatten()
         starts = number.cumsum(0, dtype=torch.int32) - number
         bins = torch.repeat_interleave(number)
-        position = torch.arange(len(bins), dtype=torch.int32) - starts.index_select(0, bins)
+        position = torch.arange(len(bins), dtype=torch.int32, device=device)
+        position -= starts.index_select(0, bins)
         columns = x.counts[part, None].expand_as(counts[part]).flatten().index_select(0, bins)
         row = position // columns
         ys, by_row = _of_pixels(y, part, 2, counts[part], bins, row)
@@ -163,7 +169,8 @@ def _of_pixels(axis: _Axis, part: slice, other: int, counts: Tensor, bins: Tenso
         bins, index: Bin of each pixel, and its index among the bin's on the axis.
     """
     shape = axis.pixels[part].shape
-    start = torch.arange(shape[0] * shape[1], dtype=torch.int32).view(shape[:2]) * shape[2]
+    first = torch.arange(0, shape.numel(), shape[2], dtype=torch.int32, device=counts.device)
+    start = first.view(shape[:2])
     start = start.unsqueeze(other).expand_as(counts).flatten().index_select(0, bins) + index
     return (axis.pixels[part].flatten().index_select(0, start),
             axis.weights[part].flatten().index_select(0, start))
@@ -181,11 +188,13 @@ def _axis(start: Tensor, size: Tensor, bins: int, length: int, ratio: int) -> _A
     samples = torch.full_like(size, ratio) if ratio > 0 else (size / bins).ceil().clamp(min=0)
     start, samples = start.double()[:, None], samples.double()[:, None]
     step = size.double()[:, None] / bins / samples.clamp(min=1)
-    before = torch.arange(bins) * samples + .5  # samples before the middle of a bin's first one
+    device = start.device
+    # Samples before the middle of a bin's first one
+    before = torch.arange(bins, device=device) * samples + .5
     # Samples before the map are skipped, so that its size bounds the memory.
     skipped = torch.where(step > 0, (-1 - start) / step - before - 1, 0).ceil().clamp(min=0)
     most = int(samples.nan_to_num().clamp(1, 2 * length + 6).max())
-    number = skipped[..., None] + torch.arange(most)
+    number = skipped[..., None] + torch.arange(most, device=device)
     at = start[..., None] + (before[..., None] + number) * step[..., None]
     if ratio > 0:
         at = at.sort(2).values  # a negative size reverses them
@@ -194,13 +203,13 @@ def _axis(start: Tensor, size: Tensor, bins: int, length: int, ratio: int) -> _A
     at = at.nan_to_num().clamp(0, length - 1)
     low = at.floor()
     # Neighbouring samples share pixels; pixels between distant samples are left out.
-    slot = F.pad(low.diff(dim=2).clamp(0, 2), (1, 0)).cumsum(2).long()
+    slot = F.pad(low.diff(dim=2).clamp(0, 2).long(), (1, 0)).cumsum(2)
     shape = (*slot.shape[:2], int(slot.max()) + 2)
-    pixels = torch.zeros(shape, dtype=torch.int32)
+    pixels = low.new_zeros(shape, dtype=torch.int32)
     pixels.scatter_(2, slot + 1, (low + 1).clamp(max=length - 1).int())
     pixels.scatter_(2, slot, low.int())
     weights = at.new_zeros(shape)
     weights.scatter_add_(2, slot, (1 - at + low) * share)
     weights.scatter_add_(2, slot + 1, (at - low) * share)
-    counts = ((weights != 0) * torch.arange(1, shape[2] + 1)).amax(2)
+    counts = ((weights != 0) * torch.arange(1, shape[2] + 1, device=device)).amax(2)
     return _Axis(counts.int(), pixels, weights)

@@ -310,10 +310,7 @@ def test_random_numbers_depend_on_the_seed_only(data, never_killed, tmp_path):
         assert_same(never_killed[0], tmp_path / 'half')
 
 
-def test_a_detector_trained_by_epochs_in_mixed_precision(tmp_path):
-    write_coco(tmp_path / 'coco', train=8, val=1, size=(64, 96), progress=False)
-    config = tmp_path / 'detector.py'
-    config.write_text(f"""
+DETECTOR = f"""
 _base_ = '{ROOT}/configs/demo/maskrcnn_effformer_l1_shapes.py'
 model = dict(
     data_preprocessor=dict(batch_augments=[
@@ -326,12 +323,41 @@ train_dataloader = dict(batch_size=3, sampler=dict(_delete_=True, type='DefaultS
 train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=3, val_interval=9)
 default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=3))
 custom_hooks = [dict(type='EMAHook')]
-""")
-    options = ['--data-root', tmp_path / 'coco', '--amp', 'bfloat16']
+"""
+
+
+def train_in_two_parts(tmp_path, *options):
+    """Train the detector in one run, and from its first checkpoint on."""
+    write_coco(tmp_path / 'coco', train=8, val=1, size=(64, 96), progress=False)
+    config = tmp_path / 'detector.py'
+    config.write_text(DETECTOR)
+    options = ['--data-root', tmp_path / 'coco', *options]
     train(tmp_path / 'whole', *options, config=config)
     (tmp_path / 'half').mkdir()
     shutil.copy(tmp_path / 'whole/epoch_1.pth', tmp_path / 'half')
     train(tmp_path / 'half', *options, '--resume', config=config)
     assert_same(tmp_path / 'whole', tmp_path / 'half', 'epoch_3.pth')
+
+
+DETERMINISTIC = ['--cfg-options', 'randomness.deterministic=True', 'randomness.seed=0']
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('amp', [[], ['--amp', 'float16'], ['--amp', 'bfloat16']], ids=str)
+def test_a_detector_on_a_gpu_with_deterministic_kernels(amp, tmp_path):
+    train_in_two_parts(tmp_path, *amp, *DETERMINISTIC)
+
+
+@pytest.mark.gpu
+def test_a_segmentor_killed_on_a_gpu_with_deterministic_kernels(data, tmp_path):
+    train(tmp_path / 'whole', *data, *DETERMINISTIC)
+    _, code = train(tmp_path / 'killed', *data, *DETERMINISTIC, fault=('before iteration', 8))
+    assert code == -signal.SIGKILL
+    train(tmp_path / 'killed', *data, *DETERMINISTIC, '--resume')
+    assert_same(tmp_path / 'whole', tmp_path / 'killed')
+
+
+def test_a_detector_trained_by_epochs_in_mixed_precision(tmp_path):
+    train_in_two_parts(tmp_path, '--amp', 'bfloat16')
     state = read_checkpoint(tmp_path / 'whole/epoch_1.pth')['module_state']
     assert len(state['data_preprocessor.batch_augments.0', '_input_size']) == 2

@@ -9,7 +9,8 @@ from torch import nn
 from mmeffformer.latency import benchmark
 from mmeffformer.latency import results as latency_results
 from mmeffformer.latency.benchmark import LEGEND, parts_table, run, table, tradeoff
-from mmeffformer.latency.candidates import Built, Candidate, Setting, compiled
+from mmeffformer.latency.building import Built, compiled
+from mmeffformer.latency.candidates import Candidate, Setting
 from mmeffformer.latency.results import load, markdown
 from mmeffformer.utils.stopwatch import Stopwatch
 

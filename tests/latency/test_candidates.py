@@ -14,15 +14,8 @@ from torch import nn
 
 from mmeffformer.deploy import coreml
 from mmeffformer.latency import tensorrt
-from mmeffformer.latency.candidates import (
-    Candidate,
-    Setting,
-    build,
-    candidates,
-    count_macs,
-    make,
-    step,
-)
+from mmeffformer.latency.building import build, count_macs, make, step
+from mmeffformer.latency.candidates import Candidate, Setting, candidates
 from mmeffformer.latency.exported import require_packages
 from mmeffformer.models.attention import AttentionBias
 
@@ -69,7 +62,8 @@ def test_a_spec_names_its_runtime_or_uses_all():
     ('nonesuch::mask_rcnn/x.py:onnx', TINY, "the library 'nonesuch' is not installed"),
     ('configs/backbones/effformer_l1.py', TINY, 'expected one for mmdet or mmseg'),
     (f'{DETECTOR}:legacy', TINY, 'legacy: set it in the config'),
-    (f'{DETECTOR}:fp16', TINY, 'fp16: for backbones and exported files only'),
+    (f'{DETECTOR}:fp16', TINY, 'fp16: for backbones, exported files and --device cuda only'),
+    ('l1:tf32', TINY, 'tf32: for --device cuda only'),
     (f'{DETECTOR}:plain,onnx', TINY, 'plain: not with onnx'),
     (f'{DETECTOR}:cuda-graphs', TINY, 'cuda-graphs: for backbones only'),
     (f'{DETECTOR}:onnx', Setting(batch=2), 'not a batch of 2'),
@@ -134,7 +128,7 @@ class MLModel:
 @pytest.mark.parametrize('dtype, units', [('fp16', 'CPU_AND_NE'), ('fp32', 'CPU_ONLY')])
 def test_core_ml_runs_on_the_unit_of_the_precision(dtype, units, monkeypatch, tmp_path):
     monkeypatch.setattr(coremltools.models, 'MLModel', MLModel)
-    monkeypatch.setattr('mmeffformer.latency.candidates.export', exported := Mock())
+    monkeypatch.setattr('mmeffformer.latency.building.export', exported := Mock())
     found = build(Candidate('l1', 'coreml', dtype), TINY, tmp_path).call()
     assert found['settings'] == ('.mlpackage', units) and found['image'].shape == (1, 3, 64, 96)
     assert exported.call_args.args[2] == 'coreml'

@@ -4,7 +4,8 @@ import torch
 from support.helpers import assert_close
 
 from mmeffformer.latency import phone
-from mmeffformer.latency.candidates import Candidate, Setting, build
+from mmeffformer.latency.building import build
+from mmeffformer.latency.candidates import Candidate, Setting
 from mmeffformer.latency.measuring import new_header
 from mmeffformer.latency.parts import build_part, open_part
 from mmeffformer.latency.table import BLOCKS, Part

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from mmeffformer.latency import operators
-from mmeffformer.latency.candidates import Candidate, Setting, make
+from mmeffformer.latency.building import make
+from mmeffformer.latency.candidates import Candidate, Setting
 
 SETTING = Setting((64, 64))
 ALL = pytest.mark.parametrize('runtime', operators.RUNTIMES)

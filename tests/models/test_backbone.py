@@ -105,8 +105,8 @@ def test_channels_last_of_one_image_stays_channels_last(tiny):
 AUTOCAST = [('cpu', torch.bfloat16, 1e-1)]
 if digit_version(torch.__version__) >= digit_version('2.3'):  # before, a CPU knows bfloat16 only
     AUTOCAST += [('cpu', torch.float16, 2e-2)]
-if torch.cuda.is_available():
-    AUTOCAST += [('cuda', torch.bfloat16, 1e-1), ('cuda', torch.float16, 2e-2)]
+AUTOCAST += [pytest.param('cuda', dtype, relative, marks=pytest.mark.gpu)
+             for dtype, relative in ((torch.bfloat16, 2e-1), (torch.float16, 3e-2))]
 
 
 @pytest.mark.parametrize('device, dtype, relative', AUTOCAST)

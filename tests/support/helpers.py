@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser
 from copy import deepcopy
 from pathlib import Path
 from typing import Callable, Mapping, Optional, Sequence
 
 import mmengine
+import pytest
 import torch
 import yapf.yapflib.yapf_api
 
@@ -141,3 +143,27 @@ def run_code(code: str, *arguments, expect: int = 0) -> str:
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     assert done.returncode == expect, done.stdout[-3000:]
     return done.stdout
+
+
+class Parsed(BaseException):
+    """Raised instead of running a command whose options were parsed."""
+
+
+def assert_parsed(tool, arguments, monkeypatch):
+    """Run a tool up to the end of its parser."""
+    parse_args = ArgumentParser.parse_args
+    assert all((ROOT / word.partition(':')[0]).is_file()  # options of a benchmark's model follow
+               for word in arguments if word.startswith('configs/'))
+
+    def stop(self, *args, **kwargs):
+        parse_args(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(ArgumentParser, 'parse_args', stop)
+    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+    with pytest.raises(Parsed):
+        if tool.endswith('.py'):
+            runpy.run_path(tool, run_name='__main__')
+        else:
+            runpy.run_module(tool.removeprefix('-m '), run_name='__main__')

@@ -14,10 +14,14 @@ from pathlib import Path
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler logs every start and stop
 
-
 from mmeffformer.apis.options import add_timing_arguments, exit_on_error  # noqa: E402
 from mmeffformer.latency import observations, operators  # noqa: E402
-from mmeffformer.latency.candidates import RUNTIMES, Setting, candidates  # noqa: E402
+from mmeffformer.latency.candidates import (  # noqa: E402
+    DTYPES,
+    RUNTIMES,
+    Setting,
+    candidates,
+)
 from mmeffformer.latency.exported import require_packages  # noqa: E402
 from mmeffformer.latency.results import machine, markdown, notes, title  # noqa: E402
 from mmeffformer.utils.console import print_table, progress_bar  # noqa: E402
@@ -33,6 +37,10 @@ def parse_args():
     parser.add_argument('--observations', action='store_true',
                         help="time the comparisons of the paper's observations")
     add_timing_arguments(parser, rounds=9)
+    parser.add_argument('--batch', type=int, default=1, help='images at once (default: 1)')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--dtype', choices=DTYPES, default='fp32',
+                        help='precision of models that name none (default: fp32)')
     parser.add_argument('--seed', type=int, default=0, help='of the order within rounds')
     parser.add_argument('--out', type=Path, metavar='DIR', help='default: profiles/ and the time')
     return parser.parse_args()
@@ -45,9 +53,11 @@ def main():
             raise ValueError('no model is given; for example: l1 s0 timm:resnet50')
         if args.rounds < 1:
             raise ValueError(f'rounds {args.rounds}: expected 1 or more')
-        setting = Setting(tuple(args.shape), threads=args.threads)
+        if args.observations and args.device != 'cpu':
+            raise ValueError('--observations is for --device cpu')
+        setting = Setting(tuple(args.shape), args.batch, args.threads, args.device)
         chosen = [candidate for spec in args.models
-                  for candidate in candidates(spec, args.runtimes, setting=setting)]
+                  for candidate in candidates(spec, args.runtimes, args.dtype, setting)]
         for each in chosen:
             if each.is_whole:
                 raise ValueError(f'{each.model}: expected backbones; tools/benchmark.py times the '

@@ -14,13 +14,27 @@ from ..checkpoints import describe_resume_point
 
 @HOOKS.register_module()
 class SeedHook(Hook):
-    """Make the random numbers of an iteration depend on seed, iteration and rank only."""
+    """Make the random numbers of an iteration depend on seed, iteration and rank only.
+
+    Where the config asks for deterministic operators, validation may use others: mmseg's metric
+    counts with one that has no deterministic kernel on GPUs, and its counts are exact anyway.
+    """
 
     priority = 'VERY_HIGH'  # other hooks may draw random numbers too
+    _mode = 0  # of training
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         # The last number separates these seeds from those of the samples.
         seed_all(runner.seed, runner.iter, get_rank(), 1)
+
+    def before_val(self, runner) -> None:
+        self._mode = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode('default')
+
+    def after_val(self, runner) -> None:
+        torch.set_deterministic_debug_mode(self._mode)
+
+    before_test, after_test = before_val, after_val
 
 
 @HOOKS.register_module()
@@ -38,11 +52,13 @@ class FiniteLossHook(Hook):
         runner.batch_images = [*_image_paths(data_batch)]  # for the error of another part
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        losses = {name: value.item() for name, value in (outputs or {}).items()
+        losses = {name: value for name, value in (outputs or {}).items()
                   if 'loss' in name and isinstance(value, torch.Tensor) and value.numel() == 1}
-        if all(map(math.isfinite, losses.values())):
+        # One wait for a GPU, not one per loss.
+        if not losses or torch.stack([value.detach().flatten()[0].float()
+                                      for value in losses.values()]).isfinite().all():
             return
-        values = ', '.join(f'{name} {value}' for name, value in losses.items())
+        values = ', '.join(f'{name} {value.item()}' for name, value in losses.items())
         images = ', '.join(_image_paths(data_batch)) or 'unknown'
         raise TrainingStopped(
             f'at iteration {runner.iter + 1} a loss is not finite: {values}. Images of the batch '
