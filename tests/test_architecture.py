@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from importlinter.cli import lint_imports
+from support.helpers import run_code
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [path for folder in ('mmeffformer', 'tools')
@@ -42,3 +44,12 @@ def test_functions_have_at_most_50_lines():
                 if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
                 and node.end_lineno - node.lineno >= 50]
     assert too_long == []
+
+
+@pytest.mark.parametrize('given, expected', [(None, '1'), ('0', '0')])
+def test_torch_is_asked_for_huge_pages(given, expected, monkeypatch):
+    monkeypatch.delenv('THP_MEM_ALLOC_ENABLE', raising=False)
+    if given:
+        monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', given)
+    assert run_code('import os, mmeffformer; print(os.environ["THP_MEM_ALLOC_ENABLE"])'
+                    ).split()[-1] == expected

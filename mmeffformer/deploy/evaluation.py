@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..models.fuse import keep_sizes
 from .runtimes import ExportedFile
 
 
@@ -38,6 +39,7 @@ class ExportedModel(BaseModel):
         if 'logits' in needed:
             model = copy(model)
             model.encode_decode = self._logits
+            keep_sizes(model)
         self.__dict__['model'] = model  # not a submodule: its weights are in no state dict
 
     def forward(self, inputs: Tensor, data_samples: Optional[List] = None, mode: str = 'predict'

@@ -125,3 +125,35 @@ def test_metrics_stay_the_same(repo_root, randomize, tmp_path):
              '--data-root', tmp_path / 'data', '--dtype', 'bf16',
              '--at-least', f'mIoU={measured[0]["mIoU"] - 2}')
     assert not [*(tmp_path / 'half').rglob('evaluation.json')]
+
+
+@torch.no_grad()
+def test_a_segmentor_resizes_only_where_the_size_changes(repo_root, randomize, monkeypatch):
+    from mmseg.models.segmentors import base
+    from mmseg.structures import SegDataSample
+    sizes = []
+    resize = base.resize
+    monkeypatch.setattr(base, 'resize', recorder := lambda logits, size, *args, **kwargs: (
+        sizes.append(size) or resize(logits, size, *args, **kwargs)))
+    cfg = Config.fromfile(repo_root / 'tests/data/semfpn_tiny.py')
+    init_default_scope(cfg.default_scope)
+    model = randomize(revert_sync_batchnorm(MODELS.build(cfg.model))).double().eval()
+
+    def predict():
+        metas = [dict(img_shape=(64, 96), ori_shape=size, pad_shape=(64, 96), **options)
+                 for size, options in [((64, 96), {}), ((33, 50), {}), (
+                     (64, 96), dict(flip=True, flip_direction='horizontal')), (
+                     (60, 96), dict(img_padding_size=(0, 0, 0, 4)))]]
+        found = model.predict(image(64, 96, batch=4, dtype=torch.float64),
+                              [SegDataSample(metainfo=meta) for meta in metas])
+        return [sample.seg_logits.data for sample in found], [
+            sample.pred_sem_seg.data for sample in found]
+
+    expected = predict()
+    assert sizes == [(64, 96), (33, 50), (64, 96), (60, 96)]
+    for _ in range(2):
+        sizes.clear()
+        found = fuse(model) and predict()
+        assert sizes == [(33, 50)] and base.resize is recorder
+        assert_close(found[0], expected[0], 1e-9)
+        assert all(map(torch.equal, found[1], expected[1]))
