@@ -15,8 +15,8 @@ if find_spec('mmengine') is None:
         'with `pip install mmeffformer[onedl]` (maintained forks) or '
         '`pip install mmeffformer[openmmlab]` (the originals), one of the two in an environment.')
 
-# Linux maps the memory of each large tensor anew, page by page. In pages of 2 MiB that takes a
-# fraction of the time. torch reads this at its first tensor; 0 in the environment prevents it.
+# Linux maps new memory for each large tensor, page by page. In pages of 2 MiB that takes a part
+# of the time. torch reads this at its first tensor; 0 in the environment prevents it.
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 try:

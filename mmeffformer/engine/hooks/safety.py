@@ -54,9 +54,9 @@ class FiniteLossHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         losses = {name: value for name, value in (outputs or {}).items()
                   if 'loss' in name and isinstance(value, torch.Tensor) and value.numel() == 1}
+        finite = [value.isfinite().all() for value in losses.values()]
         # One wait for a GPU, not one per loss.
-        if not losses or torch.stack([value.detach().flatten()[0].float()
-                                      for value in losses.values()]).isfinite().all():
+        if not finite or torch.stack([each.to(finite[0].device) for each in finite]).all():
             return
         values = ', '.join(f'{name} {value.item()}' for name, value in losses.items())
         images = ', '.join(_image_paths(data_batch)) or 'unknown'
