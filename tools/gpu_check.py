@@ -42,6 +42,7 @@ DETECTORS = [f'configs/detection/maskrcnn_{name}.py' for name in (
     'resnet50', 'effformer_l1', 'effformer_l3', 'poolformer_s24')]
 WITH_CP = [f'{DETECTORS[1]}:with_cp', f'{DETECTORS[2]}:with_cp']
 
+
 def having(option: str, models: Iterable[str]) -> str:
     """Return the specs of models with a further option."""
     return ' '.join(f'{model}{"," if model.endswith("_cp") else ":"}{option}' for model in models)
@@ -113,7 +114,7 @@ def run(command: str, log: Path, limit: float) -> Dict[str, Any]:
     """
     words = shlex.split(command)
     words[:1] = ['-m', 'pytest'] if words[0] == 'pytest' else words[:1]
-    start = time.monotonic()
+    start, started = time.monotonic(), time.time()
     with log.open('w') as file:
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=file,
                                    stderr=subprocess.STDOUT, start_new_session=True)
@@ -126,30 +127,24 @@ def run(command: str, log: Path, limit: float) -> Dict[str, Any]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     return dict(command=command, verdict=verdict, seconds=round(time.monotonic() - start, 1),
-                figures=read_figures(words, log))
+                figures=read_figures(words, log, started))
 
 
-def read_figures(words: List[str], log: Path) -> str:
-    """Return what a command found, in Markdown."""
-    for option, read in (('--junitxml', read_tests), ('--out', read_table)):
+def read_figures(words: List[str], log: Path, started: float) -> str:
+    """Return what a command found since it ``started``, in Markdown."""
+    for option, name, read in (('--junitxml', '', read_tests),
+                               ('--out', 'results.md', Path.read_text)):
         if option in words:
-            path = Path(words[words.index(option) + 1])
-            found = read(path)
-            if found:
-                return found
+            path = Path(words[words.index(option) + 1], name)
+            # An earlier run in the same folder may have left one. Clocks of files are coarser.
+            if path.is_file() and path.stat().st_mtime > started - 1:
+                return read(path)
     lines = log.read_text(errors='replace').strip().splitlines()
     return '\n'.join(['```text', *lines[-6:], '```'])
 
 
-def read_table(folder: Path) -> str:
-    path = folder / 'results.md'
-    return path.read_text() if path.is_file() else ''
-
-
 def read_tests(path: Path) -> str:
     """Return the number of tests by outcome, each failure, and the largest errors by function."""
-    if not path.is_file():
-        return ''
     counts: Dict[str, int] = {}
     errors: Dict[str, float] = {}
     failures = []
@@ -183,13 +178,14 @@ def main():
         if not torch.cuda.is_available():
             raise ValueError('torch finds no GPU here')
         machine = header(Setting(device='cuda'), 0, 0)
-    out = (args.out or Path('gpu_checks') / f'{datetime.now():%Y%m%d_%H%M%S}').resolve()
+        out = (args.out or Path('gpu_checks') / f'{datetime.now():%Y%m%d_%H%M%S}').resolve()
+        out.mkdir(parents=True, exist_ok=True)
     results: Dict[str, List[Dict[str, Any]]] = {}
     for part in args.parts or PARTS:
         end, results[part] = time.monotonic() + args.limit, []
         for number, template in enumerate(PARTS[part]):
             folder = out / part
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             command = template.format(out=shlex.quote(str(folder)))
             found = run(command, folder / f'{number}.log', end - time.monotonic())
             results[part].append(found)

@@ -19,7 +19,6 @@ from . import cpu
 
 ENABLED = True
 POOL_BLOCK = False  # has not run on a GPU yet: tested with its kernel interpreted on a CPU
-HALF = (torch.bfloat16, torch.float16)
 
 
 def applies(x: Tensor) -> bool:
@@ -47,8 +46,9 @@ def _weight(conv: nn.Conv2d) -> Tensor:
 def takes_pool_block(mlp: Any, x: Tensor) -> bool:
     """Return whether :func:`pool_block` computes a ConvMlp of two fused 1 x 1 convolutions."""
     return (POOL_BLOCK and mlp.expand.post_op == 'gelu'
-            and isinstance(mlp.project.norm, nn.Identity) and x.dtype in HALF
-            and x.numel() < 2 ** 31 and multiplies(mlp.expand.conv, x) and kernels() is not None)
+            and isinstance(mlp.project.norm, nn.Identity)
+            and x.dtype in (torch.bfloat16, torch.float16) and x.numel() < 2 ** 31
+            and multiplies(mlp.expand.conv, x) and kernels() is not None)
 
 
 def pool_block(mlp: Any, x: Tensor, scale: Tensor) -> Tensor:
@@ -80,4 +80,3 @@ def kernels() -> Any:
     except ImportError:
         return None
     return gpu_kernels
-

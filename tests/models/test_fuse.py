@@ -157,3 +157,4 @@ def test_a_segmentor_resizes_only_where_the_size_changes(repo_root, randomize, m
         assert sizes == [(33, 50)] and base.resize is recorder
         assert_close(found[0], expected[0], 1e-9)
         assert all(map(torch.equal, found[1], expected[1]))
+    assert deepcopy(model).postprocess_result.args[0] is not model

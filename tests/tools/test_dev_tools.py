@@ -36,6 +36,11 @@ def test_what_the_machine_lacks_is_bundled(bundle, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f'{len(found)} wheels, {len(found) / 2:.1f} MiB' in printed
     assert f'--target site {tmp_path}/wheels/*.whl' in printed
+    (tmp_path / 'wheels/notes.txt').write_text('not a wheel')
+    run()
+    assert (tmp_path / 'wheels/notes.txt').exists()
+    with pytest.raises(SystemExit, match='--present freeze.txt: neither a file nor an installed'):
+        run('--present', 'freeze.txt')
     with pytest.raises(SystemExit, match='MiB is more than --limit 3. Name with --present what'):
         run('--limit', '3')
 

@@ -1,5 +1,6 @@
 """The check on a GPU: its commands, verdicts and reports, without a GPU."""
 import json
+import os
 import runpy
 import shlex
 import sys
@@ -52,12 +53,17 @@ def test_paths_of_the_tests_exist():
 
 
 def test_a_failure_ends_nothing_else(check, tmp_path, capsys):
-    (tmp_path / 'good').mkdir()
-    (tmp_path / 'good/junit.xml').write_text(JUNIT)
-    (tmp_path / 'good/results.md').write_text('| l1 | 1.5 |')
+    (tmp_path / 'found').mkdir()
+    (tmp_path / 'found/junit.xml').write_text(JUNIT)
+    (tmp_path / 'found/results.md').write_text('| l1 | 1.5 |')
+    (tmp_path / 'bad').mkdir()
+    (tmp_path / 'bad/results.md').write_text('of an earlier run')
+    os.utime(tmp_path / 'bad/results.md', (0, 0))
+    copy = '-c "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[3])"'
     parts = dict(
-        good=['-c "print(7)" --junitxml {out}/junit.xml', '-c "print(8)" --out {out}'],
-        bad=['-c "import sys; sys.exit(\'wrong\')"', '-c "print(9)"'],
+        good=[f'{copy} {tmp_path}/found/junit.xml --junitxml {{out}}/junit.xml',
+              f'{copy} {tmp_path}/found/results.md --out {{out}}'],
+        bad=['-c "import sys; sys.exit(\'wrong\')" --out {out}', '-c "print(9)"'],
         slow=['-c "import time; print(1, flush=True); time.sleep(60)"', '-c "print(2)"'])
     with pytest.raises(SystemExit, match='not all passed'):
         check(parts, '--limit', '5')
@@ -73,6 +79,7 @@ def test_a_failure_ends_nothing_else(check, tmp_path, capsys):
                   '```text\nwrong\n```', '```text\n1\n```', '--out OUT/good'):
         assert found in text
     assert 'bad: failed after' in capsys.readouterr().out
+    assert 'of an earlier run' not in text
     assert (tmp_path / 'bad/1.log').read_text() == '9\n'
 
 

@@ -6,7 +6,6 @@ Versions are those of this environment, which `make env` builds from requirement
 the packages that the machine has, for example a file with the output of its `pip freeze`.
 """
 import re
-import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -38,18 +37,24 @@ def parse_args():
     parser.add_argument('--limit', type=float, default=64, metavar='MIB',
                         help='largest size of all wheels together (default: 64)')
     parser.add_argument('--out', type=Path, default=Path('wheels'), metavar='DIR',
-                        help='folder for the wheels, which is emptied (default: wheels)')
+                        help='folder for the wheels; others in it are deleted (default: wheels)')
     return parser.parse_args()
 
 
 def read_present(names: Iterable[str], python: str) -> Set[str]:
-    """Return packages, given by name with what they need, or in files as pip freezes them."""
+    """Return packages, given by name with what they need, or in files as pip freezes them.
+
+    Raises:
+        ValueError: A name is neither a file nor an installed package.
+    """
     found: Set[str] = set()
     for name in names:
         if Path(name).is_file():
             found.update(re.findall(r'^\w[\w.-]*', Path(name).read_text(), re.M))
+        elif packages := needs([name], python):
+            found.update(packages)
         else:
-            found.update(needs([name], python))
+            raise ValueError(f'--present {name}: neither a file nor an installed package')
     return {*map(canonicalize_name, found)}
 
 
@@ -111,12 +116,13 @@ def main():
     with exit_on_error():
         missing = needs(WANTED, args.python, read_present(args.present, args.python))
         del missing[PROJECT]
-        shutil.rmtree(args.out, ignore_errors=True)
-        args.out.mkdir(parents=True)
+        args.out.mkdir(parents=True, exist_ok=True)
+        for old in args.out.glob('*.whl'):
+            old.unlink()
         for name, version in sorted(missing.items()):
             fetch(name, version, args.python, args.out)
             print(f'{name} {version}', flush=True)
-        sizes = {file.name: file.stat().st_size / MIB for file in args.out.iterdir()}
+        sizes = {file.name: file.stat().st_size / MIB for file in args.out.glob('*.whl')}
         total = sum(sizes.values())
         print(f'{len(sizes)} wheels, {total:.1f} MiB, in {args.out}')
         if total > args.limit:
